@@ -1,0 +1,260 @@
+"""The config tree: one TOML file plus `key.sub=value` overrides -> frozen dataclasses. An unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Run:
+    out: str = ""  # the run's folder; empty: runs/NAME-seedSEED
+    seed: int = 0
+    steps: int = 100  # rollouts; a step has `minibatches * inner_epochs` optimiser updates
+    save_every: int = 20  # steps; 0 saves only at the end
+    keep: int = 2  # newest checkpoints kept
+    trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio": through accelerate
+
+
+@dataclass(frozen=True)
+class Model:
+    path: str = ""  # hub name or folder; relative folders are looked up from here, then from the repository
+    trust_remote_code: bool = False
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    train: str = ""  # "nano", "gsm8k", "math", a hub name, or a .jsonl/.parquet file
+    heldout: str = ""  # the same; never trained on
+    folder: str = ""  # where the data sets lie as files; empty: the hub
+    limit: int = 0  # first rows of `train` only; 0: all
+
+
+@dataclass(frozen=True)
+class Prompting:
+    template: Literal["r1_zero", "chat"] = "r1_zero"
+    max_tokens: int = 1024  # longer prompts are an error, not a truncation
+
+
+@dataclass(frozen=True)
+class Rollout:
+    sampler: Literal["vllm", "transformers"] = "vllm"
+    prompts: int = 32  # P, questions a step
+    group: int = 8  # G, completions a question
+    max_tokens: int = 1024
+    length_jumps: tuple[tuple[int, int], ...] = ()  # (from step, max_tokens); R1: 32,768 -> 65,536 at 8,200
+    temperature: float = 1.0
+    engine: Mapping[str, Any] = field(default_factory=dict)  # handed to vllm.LLM as they are
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl: float = 0.0  # beta of k3 against the reference model
+    reference_every: int = 0  # steps between hard replacements of the reference by the policy; 0: never
+    minibatches: int = 1  # optimiser updates a rollout is split into
+    inner_epochs: int = 1  # mu, passes over a rollout
+    importance_cap: float = 2.0  # of the truncated sampler-learner correction; 0: off
+    overlong: Literal["keep", "mask"] = "keep"  # "mask": truncated completions carry no gradient (DAPO)
+
+
+@dataclass(frozen=True)
+class Learn:
+    lr: float = 1e-6
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
+    warmup: int = 0  # updates
+    final_ratio: float = 0.0  # cosine and linear end at lr * final_ratio
+    milestones: tuple[int, ...] = ()  # "steps": updates at which lr is multiplied by `factor`
+    factor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    row_tokens: int = 8192  # a packed row holds at most this many positions (a larger group is split)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    problems: int = 500
+    samples: int = 16
+    temperature: float = 1.0
+    max_tokens: int = 0  # 0: rollout.max_tokens
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Thresholds that stop a run; see guard.py."""
+
+    mismatch: float = 0.0  # largest |log-prob difference| allowed, sampler against learner; 0: by precision
+    truncated: float = 0.9  # share of truncated completions, over `patience` steps
+    zero_variance: float = 0.98  # share of groups with one reward only, over `patience` steps
+    masked: float = 0.02  # share of samples without a verdict in a step
+    patience: int = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "run"
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    prompt: Prompting = field(default_factory=Prompting)
+    rollout: Rollout = field(default_factory=Rollout)
+    rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see rewards/combine.py
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    learn: Learn = field(default_factory=Learn)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    guard: Guard = field(default_factory=Guard)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `key.sub=value` overrides (values in TOML syntax; a bare word is a string).
+
+    Raises ValueError in one line for an unreadable file, an unknown key (with the nearest name) or a value of the wrong type.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"recipe {path}: no such file; `ls recipes/*.toml` lists them") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"recipe {path}: cannot be read: {error}") from None
+    for text in overrides:
+        _override(tree, text)
+    config = _build(Config, tree, "")
+    check(config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved tree as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`."""
+    return _build(Config, tree, "")
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """`key.sub: old -> new` for every value that differs."""
+    a, b = _flat(to_dict(old)), _flat(to_dict(new))
+    return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def check(config: Config) -> None:
+    """What no single field can know: sizes that do not divide, values out of range. Raises ValueError."""
+    r, a, e, learn = config.rollout, config.algorithm, config.evaluate, config.learn
+    for name, value, least in [
+        ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1),
+        ("rollout.prompts", r.prompts, 1), ("rollout.group", r.group, 2), ("rollout.max_tokens", r.max_tokens, 1),
+        ("prompt.max_tokens", config.prompt.max_tokens, 1), ("algorithm.minibatches", a.minibatches, 1),
+        ("algorithm.inner_epochs", a.inner_epochs, 1), ("learn.row_tokens", learn.row_tokens, 1),
+        ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("learn.warmup", learn.warmup, 0),
+    ]:  # fmt: skip
+        if value < least:
+            raise ValueError(f"{name} = {value}: must be at least {least}")
+    if r.prompts % a.minibatches:
+        raise ValueError(
+            f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "
+            f"use a divisor of {r.prompts}"
+        )
+    if r.temperature <= 0:
+        raise ValueError(f"rollout.temperature = {r.temperature}: exploration needs a temperature above 0; R1 uses 1.0")
+    if not (learn.lr > 0):
+        raise ValueError(f"learn.lr = {learn.lr}: must be above 0")
+    for name in ("clip_low", "clip_high", "kl", "importance_cap"):
+        if getattr(a, name) < 0:
+            raise ValueError(f"algorithm.{name} = {getattr(a, name)}: must not be negative")
+    if a.clip_low >= 1:
+        raise ValueError(f"algorithm.clip_low = {a.clip_low}: the ratio's lower bound 1 - clip_low must stay above 0")
+    if a.reference_every and not a.kl:
+        raise ValueError("algorithm.reference_every is set but algorithm.kl = 0: no reference model is in use; set kl or drop it")
+    if not config.rewards:
+        raise ValueError("no [rewards.NAME] table: a run without a reward learns nothing; see recipes/zero_nano.toml")
+
+
+def max_tokens_at(config: Config, step: int) -> int:
+    """The completion budget of a step (1-based) after the length jumps."""
+    budget = config.rollout.max_tokens
+    for start, tokens in sorted(config.rollout.length_jumps):
+        if step >= start:
+            budget = tokens
+    return budget
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"override {text!r}: not of the form key.sub=value")
+    node = tree
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"override {text!r}: {part!r} is a value, not a table")
+    try:
+        node[last] = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        node[last] = value
+
+
+def _build(kind: type, tree: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where.rstrip('.')} = {tree!r}: must be a table")
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
+            hint = f"; did you mean {where}{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise ValueError(f"unknown key {where}{key}{hint}")
+    return kind(**{key: _value(hints[key], value, where + key) for key, value in tree.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or ValueError. Whole numbers pass as floats, lists as tuples; nothing else is converted."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where + ".")
+    if origin is Literal:
+        if value not in args:
+            raise ValueError(f"{where} = {value!r}: must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} = {value!r}: must be a list")
+        if args[-1] is Ellipsis:
+            return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise ValueError(f"{where} = {value!r}: must have {len(args)} entries")
+        return tuple(_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} = {value!r}: must be a table")
+        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is Any or isinstance(hint, types.UnionType):
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) is not (hint is bool) or not isinstance(value, hint):
+        raise ValueError(f"{where} = {value!r}: must be {_ARTICLE[hint]}")
+    return value
+
+
+_ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
+    return flat
