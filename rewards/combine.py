@@ -1,0 +1,112 @@
+"""Rewards by name, and a weighted sum of them in which every part stays visible.
+
+A recipe's table, one entry a reward:
+
+    [rewards.accuracy]
+    weight = 1.0
+    mode = "lenient"         # every other key is an option of that reward
+
+    [rewards.format]
+    weight = 0.1
+    gate = "accuracy"        # counts only in samples where that part is 1
+
+    [rewards."my_rewards:brevity"]   # a TRL reward function: module:function
+
+`value` is the sum of weight x part; `parts` holds each part's raw value under its own name, before weight and gate.
+A part that could not be judged (None) makes the whole value None unless its weight is 0: the sample is then masked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from rewards.format_tags import format_tags
+from rewards.math_answer import accuracy
+from rewards.score import Reward, Sampled, Score
+
+
+def _code(**options: Any) -> Reward:
+    from rewards.code_tests import code  # starts sandboxes: only for recipes that run programs
+
+    return code(**options)
+
+
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "accuracy": accuracy,
+    "format": format_tags,
+    "code": _code,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of the table, built: `Part("format", 0.1, "accuracy", reward)`."""
+
+    name: str
+    weight: float
+    gate: str | None
+    reward: Reward
+
+
+def build(spec: Mapping[str, Mapping[str, Any]]) -> Reward:
+    """The reward of a recipe's `[rewards]` table; ValueError for an unknown name, option or gate."""
+    if not spec:
+        raise ValueError("no rewards given: a recipe needs at least one, e.g. [rewards.accuracy] weight = 1.0")
+    parts = tuple(_part(name, options, spec) for name, options in spec.items())
+    return lambda completion, problem: combine(parts, completion, problem)
+
+
+def combine(parts: tuple[Part, ...], completion: Sampled, problem: Mapping[str, Any]) -> Score:
+    """Runs every part and adds them up."""
+    scores = {part.name: part.reward(completion, problem) for part in parts}
+    raw = {name: score.value for name, score in scores.items() if score.value is not None}
+    reason = "; ".join(score.reason for score in scores.values() if score.reason)
+    total = 0.0
+    for part in parts:
+        if part.weight == 0.0:
+            continue
+        if part.gate is not None:
+            if part.gate not in raw:
+                return Score(None, raw, reason)
+            if raw[part.gate] != 1.0:
+                continue
+        if part.name not in raw:
+            return Score(None, raw, reason)
+        total += part.weight * raw[part.name]
+    return Score(total, raw, reason)
+
+
+def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"rewards.{name} is {entry!r}: it must be a table, e.g. [rewards.{name}] weight = 1.0")
+    options = dict(entry)
+    weight, gate = options.pop("weight", 1.0), options.pop("gate", None)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ValueError(f"rewards.{name}.weight is {weight!r}: it must be a number")
+    if gate is not None and (gate == name or gate not in spec):
+        others = [n for n in spec if n != name]
+        raise ValueError(f"rewards.{name}.gate is {gate!r}: it must name another reward of this recipe, one of {others}")
+    if ":" in name:
+        from rewards.trl_bridge import from_trl
+
+        return Part(name, float(weight), gate, from_trl(name, **options))
+    if name not in REWARDS:
+        raise ValueError(f"unknown reward {name!r}{_nearest(name, REWARDS)}; there are {sorted(REWARDS)} and module:function")
+    factory = REWARDS[name]
+    allowed = list(inspect.signature(factory).parameters.values())
+    names = [p.name for p in allowed if p.kind is not p.VAR_KEYWORD]
+    if len(names) == len(allowed):
+        for option in options:
+            if option not in names:
+                known = ["weight", "gate", *names]
+                raise ValueError(f"rewards.{name} has no option {option!r}{_nearest(option, known)}; it takes {known}")
+    return Part(name, float(weight), gate, factory(**options))
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""
