@@ -76,7 +76,7 @@ def wilson(successes: int, n: int) -> Estimate:
 
 
 def mean_of_questions(values_P: ArrayLike) -> Estimate:
-    """The mean of one value in [0, 1] a question, with the interval of point 2 above. One question alone says nothing: [0, 1]."""
+    """The mean of one value in [0, 1] a question, with the interval of point 2 above. One question alone: [0, 1]."""
     values = np.asarray(values_P, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"got values of shape {values.shape}; give one value a question and at least one question")

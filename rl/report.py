@@ -21,9 +21,9 @@ ROLLOUTS = "rollouts"
 class Journal:
     """The files of one run, open for appending. Only one process (rank 0) may hold it.
 
-    `resumed_step` is the step of the checkpoint that the run continues from (0: from the start, whatever was written is dropped);
-    lines and rollouts of later steps are cut away, for they will be made again. None is a new run: a folder that already holds
-    metrics is refused with ValueError, never overwritten. A file that cannot be written raises OSError.
+    `resumed_step` is the step of the checkpoint that the run continues from (0: from the start): lines and rollouts of later
+    steps are cut away, for they will be made again. None is a new run: a folder that already holds metrics is refused with
+    ValueError, never overwritten. A file that cannot be written raises OSError.
     """
 
     def __init__(self, run_dir: str | Path, resumed_step: int | None = None) -> None:
@@ -39,8 +39,8 @@ class Journal:
         self._file = self.path.open("ab")
 
     def step(self, metrics: Mapping[str, Any]) -> None:
-        """Append one step's line and force it to disk. A value that is not finite becomes null, so that every reader can parse it."""
-        line = json.dumps(_finite(metrics), default=float, allow_nan=False)
+        """Append one step's line and force it to disk. A value that is not finite becomes null: every reader can parse it."""
+        line = json.dumps(_finite(metrics), allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -52,7 +52,10 @@ class Journal:
         advantages_PG: Sequence[Sequence[float | None]],
         decode: Callable[[tuple[int, ...]], str],
     ) -> Path:
-        """Write the step's groups as text, one JSON line a group; the file appears whole or not at all. `decode` makes prompt ids text."""
+        """Write the step's groups as text, one JSON line a group; `decode` makes prompt ids text.
+
+        The file appears whole or not at all; an older one of the same step is replaced.
+        """
         path = self.run_dir / ROLLOUTS / f"step-{step:06d}.jsonl"
         lines = [_group_line(step, g, a, decode(g.prompt.ids)) for g, a in zip(groups, advantages_PG, strict=True)]
         _write_whole(path, "".join(lines).encode(errors="backslashreplace"))  # a lone surrogate becomes its JSON escape
@@ -72,8 +75,10 @@ class Journal:
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON-lines file, one at a time. A torn last line (the writer was killed) is left out; any other line that
-    is no JSON object raises ValueError with its number."""
+    """The records of a JSON-lines file, one at a time.
+
+    A torn last line (the writer was killed) is left out; any other line that is no JSON object raises ValueError.
+    """
     with Path(path).open("rb") as file:  # bytes: only \n ends a line, never a U+2028 inside a text
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -156,11 +161,13 @@ def _group_line(step: int, group: Group, advantages_G: Sequence[float | None], p
 
 
 def _finite(value: Any) -> Any:
-    """The same tree with null for numbers that JSON has no sign for (NaN, infinities)."""
+    """The same tree in plain types (a 0-d array or tensor is its number), with null for what JSON has no sign for: NaN, inf."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
