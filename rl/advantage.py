@@ -6,8 +6,8 @@
 
 What differs from the papers:
  1. 1e-4 is added to the standard deviation, and that is the unbiased one (n - 1), as TRL does; DeepSeekMath names neither.
- 2. A reward of None (no verdict was possible) stays out of every mean and deviation, n counts the others, and its advantage is None.
- 3. A group that says nothing (fewer than two verdicts, or all of them equal) gets exactly 0.0; RLOO is undefined for one sample.
+ 2. A reward of None (no verdict was possible) stays out of mean, deviation and n, and its advantage is None.
+ 3. A group that says nothing (fewer than two verdicts, or all equal) gets exactly 0.0; RLOO is undefined for one sample.
  4. Sums are exactly rounded, so the order of a group's completions changes no bit of any advantage.
 """
 

@@ -3,22 +3,23 @@
 Axes: T completion tokens of a row, S its samples. With r_t = exp(lp_t - old_t), A the advantage, and one weight w_t a token:
 
   loss   = sum_t w_t * (tis_t * policy_t + kl_coef * k3_t)
-  policy grpo, dr_grpo, dapo   -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)    PPO's clip, eq. 7 of arXiv 1707.06347
-         gspo                  the same with r_t replaced by s = exp(mean over the sample's tokens of lp - old), arXiv 2507.18071
-         cispo                 -sg[min(r_t, 1 + clip_high)] A lp_t                      MiniMax-M1, arXiv 2506.13585, eq. 4
-  w_t    grpo, gspo            1 / (samples * length)     the mean over samples of the mean over tokens, DeepSeekMath eq. 3
-         dapo, cispo           1 / tokens                 every token alike, DAPO (arXiv 2503.14476) eq. 8
-         dr_grpo               1 / (samples * max_tokens) no bias by length, Dr. GRPO (arXiv 2503.20783)
-  tis_t  min(sg[exp(old_t - sampled_t)], cap)             the sampler is not quite the learner; truncated, never above the cap
-  k3_t   exp(ref_t - lp_t) - (ref_t - lp_t) - 1           Schulman's estimate of KL(policy || reference), never negative
+  policy grpo, dr_grpo, dapo   -min(r_t A, clip(r_t, 1 - clip_low, 1 + clip_high) A)   PPO's clip, arXiv 1707.06347, eq. 7
+         gspo                  the same, r_t replaced by exp(mean over the sample of lp - old), arXiv 2507.18071, eq. 5 to 7
+         cispo                 -sg[min(r_t, 1 + clip_high)] A lp_t                     MiniMax-M1, arXiv 2506.13585, eq. 4, 5
+  w_t    grpo, gspo            1 / (samples * length)      mean over samples of the mean over tokens, DeepSeekMath eq. 3
+         dapo, cispo           1 / tokens                  every token alike, DAPO, arXiv 2503.14476, eq. 8
+         dr_grpo               1 / (samples * max_tokens)  no bias by length, Dr. GRPO, arXiv 2503.20783
+  tis_t  min(sg[exp(old_t - sampled_t)], cap)              the sampler is not quite the learner: importance weight, truncated
+  k3_t   exp(ref_t - lp_t) - (ref_t - lp_t) - 1            Schulman's estimate of KL(policy || reference), never negative
 
-What differs from the papers, most of it as TRL does it, against which loss and gradient are tested:
- 1. DAPO's clip-higher is two numbers, clip_low < clip_high (0.2, 0.28 there), and belongs to every loss; R1's clip of 10 works as well.
- 2. The truncated weight multiplies the policy term only; KL is not corrected. It is one number a token for gspo too.
- 3. cispo has no lower bound (the paper switches it off), so clip_low is not read; the upper is 1 + clip_high, where TRL's setting is
-    that sum. Unlike PPO's clip it holds for either sign of A, and so its tokens are counted.
- 4. Samples without a verdict are masked by a weight of 0 and stay out of the counts; nothing they hold, not even NaN, gets through.
- 5. samples and tokens are counts of the whole step over all ranks: rows add up to one loss however they are split.
+What differs from the papers, and how TRL 1.16, against which loss and gradient are tested, has it:
+ 1. Clip-higher is two numbers, clip_low < clip_high (DAPO: 0.2 and 0.28), and is open to every loss. R1's clip of 10 fits too.
+ 2. The truncated weight multiplies the policy term only, not the KL, and is one number a token, for gspo too (as in TRL).
+ 3. cispo has no lower bound (the paper sets it out of reach), so clip_low is not read. The upper is 1 + clip_high; TRL's
+    epsilon_high is that sum. It bounds either sign of A, and so the metric counts both; TRL counts A > 0.
+ 4. A sample without a verdict has weight 0 and is in no count; nothing it holds, not even NaN, gets through. TRL counts it.
+ 5. `samples` and `tokens` are counts of the whole step over all ranks, so rows add up to one loss however they are split.
+    TRL averages the means of micro-batches for grpo, which is the same only if these are of one size.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def kl_k3(logprobs_T: Tensor, ref_T: Tensor) -> Tensor:
 def token_weights(aggregate: str, lengths_S: Sequence[int], *, samples: int, tokens: int, max_tokens: int) -> list[float]:
     """For each sample the weight of each of its tokens, so that sum_T weight * loss over all rows is the loss of the step.
 
-    `samples` and `tokens` count what is not masked in the whole step, over all rows and ranks; `max_tokens` is the token budget.
+    `samples` and `tokens` count what is not masked in the whole step, over all rows and ranks; `max_tokens` is the budget.
 
     >>> token_weights("sample", [2, 5], samples=2, tokens=7, max_tokens=10)
     [0.25, 0.1]
@@ -129,9 +130,10 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The row's part of the step's loss (a scalar; rows add up) and its metrics.
 
-    `name` is a key of LOSSES, `logprobs_T` the policy's log-probs with gradient, `tis_cap` the bound of the sampler's correction
-    (None: off). Metrics are detached scalars, sums over the unmasked tokens: `tokens`, `ratio`, `clip_low`, `clip_high`, `tis`,
-    `mismatch_abs` (|old - sampled|, before any truncation), `kl` where the row has a reference; but `mismatch_max` is a maximum.
+    `name` is a key of LOSSES, `logprobs_T` the policy's log-probs with gradient, `tis_cap` the bound of the sampler's
+    correction (None: off). Metrics are detached scalars: sums over the unmasked tokens of `tokens` (1 each), `ratio`,
+    `clip_low`, `clip_high`, `tis`, `mismatch_abs` (|old - sampled| in nats, before any truncation) and, where the row has a
+    reference, `kl`; but `mismatch_max` is a maximum.
     ValueError for an unknown name, a KL without reference, and shapes that would broadcast.
     """
     if name not in LOSSES:
