@@ -40,7 +40,7 @@ if [ -e $venv/unfinished ] || ! fits $venv/bin/python || ! $venv/bin/python -m p
 fi
 touch $venv/unfinished
 
-$venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+$venv/bin/python -m pip install -qq --disable-pip-version-check uv==0.13.9
 
 # uv does not read pip's find-links variable. Without one, uv takes the torch build that suits this machine.
 options=(--python $venv/bin/python --requirements "$pins")
