@@ -10,7 +10,7 @@ is computed on, in the order in which they stand in the row. Tensors appear only
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rewards.score import Score
@@ -121,6 +121,11 @@ class Row:
     weights_T: Tensor  # float32, 0 where a sample is masked
     old_T: Tensor | None = None  # float32, the learner's log-probs before the first update; None: the current ones
     ref_T: Tensor | None = None  # float32, the reference model's log-probs
+
+    def to(self, device: Any) -> Row:
+        """The row with its tensors on `device`."""
+        moved = {f.name: v.to(device) for f in fields(self) if hasattr(v := getattr(self, f.name), "to")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""Policy weights -> sampler, with the proof that they arrived.
+
+After every update two things must hold, or the run stops:
+ 1. the sampler's weights have the learner's fingerprint, bit for bit (a stale or half-loaded weight changes it);
+ 2. on canary prompts, the sampler's log-probs equal the learner's within `tolerance` (a stale prefix cache, another attention mask
+    or another dtype changes them). The canaries are the same prompts each time, so a cache that survived would be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rl.batch import Counts, pack
+from rl.policy import Policy
+from rl.records import Group, Prompt, Sampling
+from rl.rollout import rollout
+from rl.sampler import Sampler, fingerprint
+
+CANARY_TOKENS = 8
+
+
+class SyncError(RuntimeError):
+    """The sampler does not generate from the learner's weights."""
+
+
+def sync(policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device) -> float:
+    """Send the weights, prove that they arrived; returns the canaries' largest log-prob difference (nats)."""
+    sampler.load(policy.weights(sampler.dtype), version)
+    return prove(policy, sampler, version, canaries, tolerance, device)
+
+
+def prove(policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device) -> float:
+    """The two checks above; raises SyncError with the reason."""
+    if sampler.version != version:
+        raise SyncError(f"the sampler is at weights {sampler.version}, the learner at {version}")
+    if sampler.fingerprint() != fingerprint(w for _, w in policy.weights(sampler.dtype)):
+        raise SyncError(f"weights {version} did not arrive whole: the sampler's fingerprint is not the learner's")
+    difference = canary(policy, sampler, canaries, device)
+    if not difference <= tolerance:
+        raise SyncError(
+            f"after weights {version} the sampler's log-probs differ from the learner's by {difference:.2g} nats on the canary prompts "
+            f"(allowed {tolerance:.2g}): a stale prefix cache, or another attention, dtype or temperature in the engine"
+        )
+    return difference
+
+
+@torch.no_grad()
+def canary(policy: Policy, sampler: Sampler, canaries: Sequence[Prompt], device: torch.device) -> float:
+    """Largest |log-prob difference| over greedy continuations of the canary prompts."""
+    groups = rollout(sampler, canaries, Sampling(n=1, max_tokens=CANARY_TOKENS, temperature=0.0))
+    flat = [[0.0]] * len(groups)
+    batch = pack(groups, flat, loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=4096)
+    worst = 0.0
+    for row in batch.rows:
+        row = row.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logprobs_T, _ = policy(row, 1.0)
+        worst = max(worst, (logprobs_T - row.sampled_T).abs().max().item())
+    return worst
