@@ -6,11 +6,11 @@ setting=$1
 venv=.venv
 pins=requirements/$setting.txt
 
-exec 9<requirements/install.sh  # one set-up at a time: a second one waits here, and then finds the work done
-flock 9
-if [ ! -e $venv/unfinished ] && [ "$venv/ready-$setting" -nt "$pins" ]; then exit 0; fi
-
 say() { echo "setup: $*"; }
+
+exec 9<requirements/install.sh  # one set-up at a time: a second one waits here, and then finds the work done
+flock --nonblock 9 || { say "another set-up of this checkout is running, waiting for it"; flock 9; }
+if [ ! -e $venv/unfinished ] && [ "$venv/ready-$setting" -nt "$pins" ]; then exit 0; fi
 
 # The GPU pins are resolved for Python 3.12, the CPU pins hold for 3.11 and 3.12.
 case $setting in
