@@ -22,6 +22,7 @@ endif
 help:  ## this list
 	@echo "make TARGET [NAME=value ...]"
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-10s %s\n", $$1, $$2}'
+	@echo "  With PY=python3 a target uses that Python and its packages as they are, instead of $(VENV)."
 
 setup: $(READY)  ## make .venv with the exact pins of requirements/ (on a GPU machine: gpu.txt, else cpu.txt)
 
