@@ -67,7 +67,9 @@ def _reward_without_learning(metrics: Metrics, result: Mapping[str, Any]) -> Fin
     gained = low > high if low is not None and high is not None else after > before
     told = f"Reward {number(reward[0])} → {number(reward[1])}, held-out pass@1 {percent(before)} → {percent(after)}"
     if rose and not gained:
-        return Finding("look", title, f"{told}: the reward rose, but held-out accuracy did not leave its interval. Read the best rollouts.")
+        return Finding(
+            "look", title, f"{told}: the reward rose, but held-out accuracy did not leave its interval. Read the best rollouts."
+        )
     if not rose:
         return Finding("look", title, f"{told}: the reward did not rise.")
     return Finding("fine", title, f"{told}: both rose, and the 95 % intervals do not overlap.")
@@ -83,7 +85,9 @@ def _sharpened_only(result: Mapping[str, Any]) -> Finding:
     low = value_of(before, key, "low")
     told = f"{key} {percent(first)} → {percent(last)}"
     if last < (first if low is None else low):
-        return Finding("look", title, f"{told}: answers that the base could reach are lost; the distribution was sharpened, not widened.")
+        return Finding(
+            "look", title, f"{told}: answers that the base could reach are lost; the distribution was sharpened, not widened."
+        )
     return Finding("fine", title, f"{told}: what the base could reach with many samples was kept.")
 
 
@@ -103,7 +107,9 @@ def _truncation(metrics: Metrics) -> Finding:
         return Finding("unknown", "Truncation", "needs the share of truncated completions.")
     told = f"{percent(share[0])} of completions hit the token limit at first, {percent(share[1])} at last"
     if max(share) > 0.1:
-        return Finding("look", "Truncation", f"{told} (limit here 10 %): raise rollout.max_tokens, or the model is paid for rambling.")
+        return Finding(
+            "look", "Truncation", f"{told} (limit here 10 %): raise rollout.max_tokens, or the model is paid for rambling."
+        )
     return Finding("fine", "Truncation", f"{told} (limit here 10 %).")
 
 
@@ -113,9 +119,15 @@ def _entropy(metrics: Metrics) -> Finding:
         return Finding("unknown", "Entropy", "needs the entropy of the policy.")
     told = f"{number(nats[0])} → {number(nats[1])} nats a token"
     if nats[1] < 0.1 * nats[0]:
-        return Finding("look", "Entropy", f"{told}: collapsed below a tenth; groups agree and exploration ends (raise clip_high or kl, or lower lr).")
+        return Finding(
+            "look",
+            "Entropy",
+            f"{told}: collapsed below a tenth; groups agree and exploration ends (raise clip_high or kl, or lower lr).",
+        )
     if nats[1] > 2 * nats[0] and nats[1] > 1:
-        return Finding("look", "Entropy", f"{told}: more than doubled; the policy drifts towards noise (lower the learning rate).")
+        return Finding(
+            "look", "Entropy", f"{told}: more than doubled; the policy drifts towards noise (lower the learning rate)."
+        )
     return Finding("fine", "Entropy", f"{told}; collapse would be below a tenth of the start.")
 
 
@@ -124,9 +136,15 @@ def _mismatch(metrics: Metrics) -> Finding:
     if size is None:
         return Finding("unknown", title, "needs the difference of the two log-probs.")
     worst = max((v for m in metrics if (v := value_of(m, "mismatch_max")) is not None), default=None)
-    told = f"mean |Δ log-prob| {number(size[0])} → {number(size[1])}" + (f", largest {number(worst)}" if worst is not None else "")
+    told = f"mean |Δ log-prob| {number(size[0])} → {number(size[1])}" + (
+        f", largest {number(worst)}" if worst is not None else ""
+    )
     if max(size) > 0.05:
-        return Finding("look", title, f"{told}: above 0.05 the two are not one policy; look for stale weights, a stale prefix cache or precision.")
+        return Finding(
+            "look",
+            title,
+            f"{told}: above 0.05 the two are not one policy; look for stale weights, a stale prefix cache or precision.",
+        )
     if size[1] > 10 * size[0] and size[1] > 1e-3:
         return Finding("look", title, f"{told}: it grew tenfold; weights may not arrive at the sampler.")
     return Finding("fine", title, f"{told}; fp32 gives about 1e-6, bf16 about 1e-2.")
@@ -138,7 +156,11 @@ def _zero_variance(metrics: Metrics) -> Finding:
         return Finding("unknown", title, "needs the share of zero-variance groups.")
     told = f"{percent(share[0])} of groups had one reward only at first, {percent(share[1])} at last"
     if max(share) > 0.5:
-        return Finding("look", title, f"{told}: more than half of the sampling is wasted; choose harder or easier problems, or a larger group.")
+        return Finding(
+            "look",
+            title,
+            f"{told}: more than half of the sampling is wasted; choose harder or easier problems, or a larger group.",
+        )
     return Finding("fine", title, f"{told} (limit here 50 %).")
 
 

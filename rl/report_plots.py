@@ -13,7 +13,7 @@ from html import escape
 
 MAX_POINTS = 300
 WIDTH, HEIGHT = 360, 196  # user units; text is set for a chart about this many pixels wide
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 26
+LEFT, RIGHT, TOP, FLOOR = 44, 12, 10, HEIGHT - 26
 Points = Sequence[tuple[float, float | None]]
 
 
@@ -35,7 +35,9 @@ class Line:
 def percent(value: float) -> str:
     """0.205 -> "20.5 %"; digits by size."""
     shown = 100 * value
-    return f"{shown:.0f} %" if shown == 0 or abs(shown) >= 99.95 else f"{shown:.1f} %" if abs(shown) >= 0.1 else f"{shown:.1g} %"
+    return (
+        f"{shown:.0f} %" if shown == 0 or abs(shown) >= 99.95 else f"{shown:.1f} %" if abs(shown) >= 0.1 else f"{shown:.1g} %"
+    )
 
 
 def number(value: float) -> str:
@@ -56,8 +58,9 @@ def curves(title: str, unit: str, lines: Sequence[Line], shown: Callable[[float]
     if not lines:
         return _figure(title, unit, "", '<p class="empty">not recorded in this run</p>', "")
     values = [v for line in lines for v in _extent(line)]
-    y = _Log(values) if log else _Linear([0.0, *values])
-    x = _Linear([p[0] for line in lines for p in line.points], whole=True, left=LEFT, right=WIDTH - RIGHT - (14 if lines[0].tag else 0))
+    y = _Log(values) if log else _Linear([0.0, *values], FLOOR, TOP)
+    margin = 14 if lines[0].tag else 0
+    x = _Linear([p[0] for line in lines for p in line.points], LEFT, WIDTH - RIGHT - margin, whole=True)
     parts = [_grid(x, y, shown)]
     ends = []
     for line in reversed(lines):  # the first one is drawn on top
@@ -73,7 +76,9 @@ def curves(title: str, unit: str, lines: Sequence[Line], shown: Callable[[float]
     parts += [f'<text class="tag" x="{WIDTH - RIGHT - 9}" y="{at + 3.5:.1f}">{escape(tag)}</text>' for at, tag in _apart(ends)]
     parts.append(_hover(lines, x, shown))
     named = lines if len(lines) > 1 and not lines[0].tag else []
-    return _figure(title, unit, _change(lines[0], shown), _svg(title, parts), _legend([(line.name, line.kind) for line in named]))
+    return _figure(
+        title, unit, _change(lines[0], shown), _svg(title, parts), _legend([(line.name, line.kind) for line in named])
+    )
 
 
 def stacked(title: str, unit: str, lines: Sequence[Line]) -> str:
@@ -85,7 +90,7 @@ def stacked(title: str, unit: str, lines: Sequence[Line]) -> str:
     heights = [[0.0] * len(steps)]
     for line in lines:
         heights.append([below + (v or 0.0) for below, (_, v) in zip(heights[-1], line.points, strict=True)])
-    x, y = _Linear(steps, whole=True), _Linear([0.0, *heights[-1]])
+    x, y = _Linear(steps, LEFT, WIDTH - RIGHT, whole=True), _Linear([0.0, *heights[-1]], FLOOR, TOP)
     parts = [_grid(x, y, number)]
     for line, low, high in zip(lines, heights[:-1], heights[1:], strict=True):
         edge = [f"{x.at(s):.1f},{y.at(v):.1f}" for s, v in zip(steps, high, strict=True)]
@@ -93,19 +98,27 @@ def stacked(title: str, unit: str, lines: Sequence[Line]) -> str:
         parts.append(f'<polygon class="fill {line.kind}" points="{" ".join(edge)}"/>')
     parts.append(_hover(lines, x, number))
     total = Line("", list(zip(steps, heights[-1], strict=True)))
-    return _figure(title, unit, _change(total, number), _svg(title, parts), _legend([(line.name, f"box {line.kind}") for line in lines]))
+    return _figure(
+        title, unit, _change(total, number), _svg(title, parts), _legend([(line.name, f"box {line.kind}") for line in lines])
+    )
 
 
-def dots(title: str, unit: str, labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[tuple[float, float, float] | None]]]) -> str:
+def dots(
+    title: str, unit: str, labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[tuple[float, float, float] | None]]]
+) -> str:
     """Values with intervals over a few ordered labels; `series` are (name, kind, one (value, low, high) a label). Shares, 0 to 1."""
-    y, width = _Linear([0.0, 1.0]), (WIDTH - LEFT - RIGHT) / max(1, len(labels))
+    y, width = _Linear([0.0, 1.0], FLOOR, TOP), (WIDTH - LEFT - RIGHT) / max(1, len(labels))
     parts = [_grid(None, y, lambda v: f"{100 * v:.0f} %")]
     for i, label in enumerate(labels):
         parts.append(f'<text class="x" x="{LEFT + (i + 0.5) * width:.1f}" y="{HEIGHT - 9}">{escape(label)}</text>')
     for j, (name, kind, values) in enumerate(series):
         places = [LEFT + (i + 0.5) * width + 7 * (j - (len(series) - 1) / 2) for i in range(len(labels))]
         known = [(at, v) for at, v in zip(places, values, strict=True) if v is not None]
-        parts.append(f'<path class="line {kind} thin" d="M{" L".join(f"{at:.1f},{y.at(v[0]):.1f}" for at, v in known)}"/>' if known else "")
+        parts.append(
+            f'<path class="line {kind} thin" d="M{" L".join(f"{at:.1f},{y.at(v[0]):.1f}" for at, v in known)}"/>'
+            if known
+            else ""
+        )
         for at, (value, low, high) in known:
             told = f"{name}: {percent(value)} ({percent(low)} to {percent(high)})"
             parts.append(
@@ -116,20 +129,20 @@ def dots(title: str, unit: str, labels: Sequence[str], series: Sequence[tuple[st
 
 
 class _Linear:
-    """A linear axis with round ticks; a y-axis unless `left` and `right` are given or `whole` (steps) is set."""
+    """A linear axis from pixel `start` to `stop`; the y-axis ends on round ticks, that of steps (`whole`) at its first and last."""
 
-    def __init__(self, values: Sequence[float], whole: bool = False, left: float = LEFT, right: float = WIDTH - RIGHT) -> None:
+    def __init__(self, values: Sequence[float], start: float, stop: float, whole: bool = False) -> None:
         low, high = min(values), max(values)
         if high - low < 1e-12:
             high = low + (1.0 if whole or low == 0 else abs(low))
         step = _round_step((high - low) / 4)
         if whole:
-            step, self.low, self.high = max(1.0, step), low, high
+            step = max(1.0, step)
         else:
-            self.low, self.high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-        first = math.ceil(self.low / step - 1e-9)
-        self.ticks = [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        self.start, self.stop = (left, right) if whole else (HEIGHT - BOTTOM, TOP)
+            low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        self.ticks = [i * step for i in range(first, last + 1)]
+        self.low, self.high, self.start, self.stop = low, high, start, stop
 
     def at(self, value: float) -> float:
         return self.start + (self.stop - self.start) * (value - self.low) / (self.high - self.low)
@@ -147,7 +160,7 @@ class _Log:
 
     def at(self, value: float) -> float:
         place = math.log10(value) if value > 0 else self.low
-        return HEIGHT - BOTTOM + (TOP - HEIGHT + BOTTOM) * (place - self.low) / (self.high - self.low)
+        return FLOOR + (TOP - FLOOR) * (place - self.low) / (self.high - self.low)
 
 
 def _round_step(rough: float) -> float:
@@ -167,7 +180,9 @@ def _grid(x: _Linear | None, y: _Linear | _Log, shown: Callable[[float], str]) -
         text = f"10<tspan dy='-4' font-size='8'>{round(math.log10(tick))}</tspan>" if decade else escape(_tick(tick, shown))
         at = y.at(tick)
         kind = "axis" if tick == 0 else "grid"
-        lines.append(f'<path class="{kind}" d="M{LEFT},{at:.1f} H{WIDTH - RIGHT}"/><text class="y" x="{LEFT - 6}" y="{at + 3.5:.1f}">{text}</text>')
+        lines.append(
+            f'<path class="{kind}" d="M{LEFT},{at:.1f} H{WIDTH - RIGHT}"/><text class="y" x="{LEFT - 6}" y="{at + 3.5:.1f}">{text}</text>'
+        )
     for tick in x.ticks if x else ():
         lines.append(f'<text class="x" x="{x.at(tick):.1f}" y="{HEIGHT - 9}">{tick:.0f}</text>' if x else "")
     return "".join(lines)
@@ -233,7 +248,7 @@ def _apart(ends: list[tuple[float, str, str]], gap: float = 10.5) -> list[tuple[
     placed: list[tuple[float, str]] = []
     for at, tag, _ in sorted(ends):
         placed.append((max(at, placed[-1][0] + gap) if placed else at, tag))
-    over = max(0.0, placed[-1][0] - (HEIGHT - BOTTOM)) if placed else 0.0
+    over = max(0.0, placed[-1][0] - (FLOOR)) if placed else 0.0
     return [(at - over, tag) for at, tag in placed]
 
 
@@ -243,9 +258,15 @@ def _hover(lines: Sequence[Line], x: _Linear, shown: Callable[[float], str]) -> 
     wide = (x.stop - x.start) / max(1, len(steps) - 1)
     strips = []
     for i, step in enumerate(steps):
-        values = [f"{line.name or line.tag}: {shown(v)}" for line in lines if i < len(line.points) and (v := line.points[i][1]) is not None]
+        values = [
+            f"{line.name or line.tag}: {shown(v)}"
+            for line in lines
+            if i < len(line.points) and (v := line.points[i][1]) is not None
+        ]
         told = escape(f"step {step:.0f}\n" + "\n".join(values))
-        strips.append(f'<rect x="{x.at(step) - wide / 2:.1f}" y="{TOP}" width="{wide:.1f}" height="{HEIGHT - TOP - BOTTOM}"><title>{told}</title></rect>')
+        strips.append(
+            f'<rect x="{x.at(step) - wide / 2:.1f}" y="{TOP}" width="{wide:.1f}" height="{FLOOR - TOP}"><title>{told}</title></rect>'
+        )
     return f'<g class="hover">{"".join(strips)}</g>'
 
 

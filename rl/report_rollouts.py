@@ -70,7 +70,9 @@ def failures(run_dir: Path) -> tuple[dict[str, Sample], int]:
     """One example of each kind of failure, the latest first, and the number of steps that were looked at."""
     files = list(rollout_files(run_dir).values())
     few = min(len(files), SEARCHED)
-    looked = [files[-1 - round(i * (len(files) - 1) / max(1, few - 1))] for i in range(few)]  # spread, from the last to the first
+    looked = [
+        files[-1 - round(i * (len(files) - 1) / max(1, few - 1))] for i in range(few)
+    ]  # spread, from the last to the first
     found: dict[str, Sample] = {}
     for path in looked:
         for sample in _samples(path):
