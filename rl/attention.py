@@ -95,7 +95,14 @@ def _varlen(spans: Sequence[Span], device: torch.device) -> Varlen:
 
 
 def packed_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float, packing: Layout | None = None, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float,
+    packing: Layout | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, L, D], key and value [1, H_kv, L, D] -> [1, L, H, D]; `packing` comes from the model's forward call."""
     if packing is None:
@@ -109,7 +116,11 @@ def packed_attention(
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     parts = [
         F.scaled_dot_product_attention(
-            query[:, :, b.start : b.stop], key[:, :, b.start : b.stop], value[:, :, b.start : b.stop], attn_mask=b.mask, scale=scaling
+            query[:, :, b.start : b.stop],
+            key[:, :, b.start : b.stop],
+            value[:, :, b.start : b.stop],
+            attn_mask=b.mask,
+            scale=scaling,
         )
         for b in packing
     ]

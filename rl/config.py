@@ -178,7 +178,9 @@ def check(config: Config) -> None:
     if a.clip_low >= 1:
         raise ValueError(f"algorithm.clip_low = {a.clip_low}: the ratio's lower bound 1 - clip_low must stay above 0")
     if a.reference_every and not a.kl:
-        raise ValueError("algorithm.reference_every is set but algorithm.kl = 0: no reference model is in use; set kl or drop it")
+        raise ValueError(
+            "algorithm.reference_every is set but algorithm.kl = 0: no reference model is in use; set kl or drop it"
+        )
     if not config.rewards:
         raise ValueError("no [rewards.NAME] table: a run without a reward learns nothing; see recipes/zero_nano.toml")
 

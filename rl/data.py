@@ -41,7 +41,9 @@ def load_rows(name: str, split: str, folder: str = "", sources: Mapping[str, Sou
         rows = _named(_read_hub(name, None, "test" if split == "heldout" else "train"), name)
     else:
         known = ", ".join(sorted({*(sources or {}), "gsm8k"}))
-        raise ValueError(f"data.{split} = {name!r}: not a known set ({known}), a .jsonl or .parquet file, or a hub name (owner/name)")
+        raise ValueError(
+            f"data.{split} = {name!r}: not a known set ({known}), a .jsonl or .parquet file, or a hub name (owner/name)"
+        )
     if not rows:
         raise ValueError(f"data.{split} = {name!r}: no rows")
     _check_rows(rows, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,17 @@ from rl.schedule import learning_rate
 Advantages = Sequence[Sequence[float | None]]
 
 
-def accelerator(config: Config) -> Accelerator:
-    """bf16 compute on a GPU, fp32 on a CPU."""
+def accelerator(config: Config, folder: Path) -> Accelerator:
+    """bf16 compute on a GPU, fp32 on a CPU; trackers write below `folder`."""
     cuda = torch.cuda.is_available()
-    return Accelerator(mixed_precision="bf16" if cuda else "no", cpu=not cuda, log_with=list(config.run.trackers) or None)
+    acc = Accelerator(
+        mixed_precision="bf16" if cuda else "no",
+        cpu=not cuda,
+        log_with=list(config.run.trackers) or None,
+        project_dir=str(folder),
+    )
+    acc.init_trackers(config.name)
+    return acc
 
 
 class Learner:
@@ -99,7 +107,13 @@ class Learner:
             with self.acc.no_sync(self.prepared) if not last else nullcontext():
                 logprobs_T, entropy_T = self._logprobs(self.prepared, row)
                 loss, metrics = policy_loss(
-                    a.loss, logprobs_T, row, clip_low=a.clip_low, clip_high=a.clip_high, kl_coef=a.kl, tis_cap=a.importance_cap or None
+                    a.loss,
+                    logprobs_T,
+                    row,
+                    clip_low=a.clip_low,
+                    clip_high=a.clip_high,
+                    kl_coef=a.kl,
+                    tis_cap=a.importance_cap or None,
                 )
                 # Data parallelism averages gradients over ranks; the loss is a sum.
                 self.acc.backward(loss * self.acc.num_processes)
@@ -149,4 +163,3 @@ class Learner:
         assert self.reference is not None
         for mine, theirs in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
             mine.copy_(theirs)
-

@@ -16,9 +16,7 @@ R1_ZERO = (
 )
 
 # What a chat model is told, so that the same rewards can read it.
-CHAT_SYSTEM = (
-    "Think about the problem between <think> and </think>, then give the final answer, and only it, between <answer> and </answer>."
-)
+CHAT_SYSTEM = "Think about the problem between <think> and </think>, then give the final answer, and only it, between <answer> and </answer>."
 
 
 def render(question: str, template: str, tokenizer: Any) -> tuple[int, ...]:
@@ -34,7 +32,9 @@ def render(question: str, template: str, tokenizer: Any) -> tuple[int, ...]:
         return tuple(tokenizer(text)["input_ids"])
     if template == "chat":
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError('prompt.template = "chat", but this tokenizer has no chat template; use prompt.template = "r1_zero"')
+            raise ValueError(
+                'prompt.template = "chat", but this tokenizer has no chat template; use prompt.template = "r1_zero"'
+            )
         messages = [{"role": "system", "content": CHAT_SYSTEM}, {"role": "user", "content": question}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         return tuple(ids)

@@ -58,7 +58,9 @@ def completion(ids: list[int], logprobs: list[float], stops: Sequence[int], text
 class TransformersSampler:
     """Batched `generate` on a copy of the model; prompts of like length together, left-padded."""
 
-    def __init__(self, path: str, tokenizer: Any, *, device: torch.device, trust_remote_code: bool = False, batch: int = 256) -> None:
+    def __init__(
+        self, path: str, tokenizer: Any, *, device: torch.device, trust_remote_code: bool = False, batch: int = 256
+    ) -> None:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = load_model(path, dtype=self.dtype, attention="sdpa", trust_remote_code=trust_remote_code).to(device).eval()
         self.tokenizer, self.batch, self.version = tokenizer, batch, 0

@@ -123,7 +123,9 @@ class VllmSampler:
         pairs = list(weights)
         self.llm.apply_model(lambda model: model.load_weights(pairs))
         if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not empty its prefix cache after a weight update: it would answer from the old weights")
+            raise RuntimeError(
+                "vLLM did not empty its prefix cache after a weight update: it would answer from the old weights"
+            )
         self.version = version
 
     def fingerprint(self) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from rl.batch import Counts, pack
 from rl.policy import Policy
-from rl.records import Group, Prompt, Sampling
+from rl.records import Prompt, Sampling
 from rl.rollout import rollout
 from rl.sampler import Sampler, fingerprint
 
@@ -25,13 +25,17 @@ class SyncError(RuntimeError):
     """The sampler does not generate from the learner's weights."""
 
 
-def sync(policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device) -> float:
+def sync(
+    policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device
+) -> float:
     """Send the weights, prove that they arrived; returns the canaries' largest log-prob difference (nats)."""
     sampler.load(policy.weights(sampler.dtype), version)
     return prove(policy, sampler, version, canaries, tolerance, device)
 
 
-def prove(policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device) -> float:
+def prove(
+    policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device
+) -> float:
     """The two checks above; raises SyncError with the reason."""
     if sampler.version != version:
         raise SyncError(f"the sampler is at weights {sampler.version}, the learner at {version}")

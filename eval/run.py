@@ -1,0 +1,61 @@
+"""Accuracy of the weights in a sampler on held-out problems: greedy, sampled pass@1 and pass@k, by part and by number of steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eval.estimators import mean_at_k, mean_pass_at_k
+from rewards.score import Reward
+from rl.records import Group, Prompt, Sampling
+from rl.rollout import rollout, score
+from rl.sampler import Sampler
+
+SEED = 20_260_000  # evaluation draws the same way in every run, whatever the run's seed
+
+
+def evaluate(
+    sampler: Sampler, prompts: Sequence[Prompt], reward: Reward, *, samples: int, temperature: float, max_tokens: int
+) -> dict[str, Any]:
+    """The E of result.json: every figure with its 95 % interval over questions."""
+    greedy = score(rollout(sampler, prompts, Sampling(1, max_tokens, 0.0, SEED)), reward)
+    drawn = score(rollout(sampler, prompts, Sampling(samples, max_tokens, temperature, SEED)), reward)
+    completions = [c for g in drawn for c in g.completions]
+    return {
+        "problems": len(prompts),
+        "samples": samples,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        **_figures(greedy, drawn, samples),
+        "format": asdict(mean_at_k(_parts(drawn, "format"))),
+        "truncated": sum(c.truncated for c in completions) / len(completions),
+        "mean_tokens": sum(c.tokens for c in completions) / len(completions),
+        **{f"by_{column}": _by(greedy, drawn, samples, column) for column in ("part", "steps")},
+    }
+
+
+def _parts(groups: Sequence[Group], name: str) -> list[list[float]]:
+    """1.0 where a sample earned the whole part, else 0.0; no verdict counts as not right here, as a user would count it."""
+    return [[float(s.parts.get(name, 0.0) == 1.0) for s in g.scores] for g in groups]
+
+
+def _figures(greedy: Sequence[Group], drawn: Sequence[Group], samples: int) -> dict[str, Any]:
+    right = _parts(drawn, "accuracy")
+    return {
+        "greedy": asdict(mean_at_k(_parts(greedy, "accuracy"))),
+        "pass@1": asdict(mean_at_k(right)),
+        f"pass@{samples}": asdict(mean_pass_at_k(right, samples)),
+    }
+
+
+def _by(greedy: Sequence[Group], drawn: Sequence[Group], samples: int, column: str) -> dict[str, Any]:
+    at: dict[str, list[int]] = defaultdict(list)
+    for i, g in enumerate(drawn):
+        if column in g.prompt.problem:
+            at[str(g.prompt.problem[column])].append(i)
+    return {
+        key: {"n": len(rows)} | _figures([greedy[i] for i in rows], [drawn[i] for i in rows], samples)
+        for key, rows in sorted(at.items())
+    }

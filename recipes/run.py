@@ -1,0 +1,247 @@
+"""The one door: `python -m recipes.run recipes/X.toml key.sub=value ... [--dry-run] [--resume] [--only rollout] [--replay FILE]`.
+
+Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import transformers
+
+from eval.run import evaluate
+from recipes import result
+from recipes.street import SOURCES, Engine, Task, budget, load_task, make_reward, start_engine
+from rl import checkpoint, data, metrics
+from rl import config as configs
+from rl.config import Config
+from rl.guard import Stopped, Watch
+from rl.learn import Learner
+from rl.policy import load_tokenizer
+from rl.records import Group
+from rl.report import Journal
+from rl.report_html import write_report
+from rl.rollout import dump, load, score
+from rl.sync import SyncError, sync
+from rl.train import Street, sample, train
+
+Replay = dict[int, list[Group]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.run", description="Run a recipe.")
+    parser.add_argument("recipe", help="a TOML file, e.g. recipes/zero_nano.toml")
+    parser.add_argument("overrides", nargs="*", help="key.sub=value")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and what follows from it, and stop")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of run.out")
+    parser.add_argument("--only", choices=["rollout"], help="sample and score, write groups.jsonl, learn nothing")
+    parser.add_argument("--replay", metavar="FILE", help="learn from a groups.jsonl instead of sampling")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        config = configs.load(args.recipe, args.overrides)
+        if args.dry_run:
+            print(describe(config))
+            return 0
+        return run(config, resume=args.resume, only=args.only, replay=args.replay)
+    except ValueError as error:
+        return _say_why(2, error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _say_why(2, f"the disk is full ({error.filename or 'while writing'}): free space, then go on with --resume")
+        return _say_why(2, error)
+    except (Stopped, SyncError, FloatingPointError) as error:
+        return _say_why(1, f"stopped: {error}")
+    except KeyboardInterrupt:
+        return _say_why(130, "interrupted; go on with --resume")
+
+
+def _say_why(code: int, reason: object) -> int:
+    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def run_folder(config: Config) -> Path:
+    return Path(config.run.out or f"runs/{config.name}-seed{config.run.seed}")
+
+
+def describe(config: Config) -> str:
+    """The resolved config and the numbers that follow from it."""
+    r, a = config.rollout, config.algorithm
+    rows = len(data.load_rows(config.data.train, "train", config.data.folder, SOURCES)[: config.data.limit or None])
+    updates = a.minibatches * a.inner_epochs
+    derived = {
+        "training questions": rows,
+        "steps an epoch": f"{rows / r.prompts:.1f}",
+        "epochs": f"{config.run.steps * r.prompts / rows:.2f}",
+        "completions a step": r.prompts * r.group,
+        "completions in all": r.prompts * r.group * config.run.steps,
+        "completion tokens a step, at most": r.prompts * r.group * budget(config),
+        "updates a step": updates,
+        "completions an update": r.prompts * r.group // a.minibatches,
+        "updates in all": updates * config.run.steps,
+        "evaluation completions, before and after": 2 * config.evaluate.problems * (config.evaluate.samples + 1),
+        "folder": run_folder(config),
+    }
+    width = max(map(len, derived))
+    return json.dumps(configs.to_dict(config), indent=1) + "\n\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in derived.items())
+
+
+def run(config: Config, *, resume: bool = False, only: str | None = None, replay: str | None = None) -> int:
+    """One run in its folder, from the first check to the report."""
+    started = time.time()
+    quiet_libraries()
+    groups = dict(load(replay)) if replay else None
+    if groups is not None:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=len(groups)))
+    folder = run_folder(config)
+    make_reward(config)  # an unknown reward is said before anything is loaded
+    check_folder(folder, config, resume)
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    task = load_task(config, tokenizer)
+    print(
+        f"{config.name}: {len(task.train)} training questions, {len(task.heldout)} held out, seed {config.run.seed}", flush=True
+    )
+    engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
+    print(f"model, learner and sampler ready after {time.time() - started:.0f} s on {engine.learner.acc.device}", flush=True)
+    try:
+        if only == "rollout":
+            return only_rollout(config, folder, task, engine)
+        return climb(config, folder, task, tokenizer, engine, started, resume, groups)
+    finally:
+        if engine.sampler is not None:
+            engine.sampler.close()
+
+
+def climb(
+    config: Config,
+    folder: Path,
+    task: Task,
+    tokenizer: Any,
+    engine: Engine,
+    started: float,
+    resume: bool,
+    groups: Replay | None,
+) -> int:
+    """Evaluate, train, evaluate, report."""
+    learner, minutes = engine.learner, {"setup": (time.time() - started) / 60}
+    folder.mkdir(parents=True, exist_ok=True)
+    result.write_json(folder / "config.json", configs.to_dict(config))
+    before = evaluated(config, folder, task, engine, "before", minutes)
+    state = checkpoint.State(0, 0, {})
+    if resume:
+        state, damaged = checkpoint.load(folder / "checkpoints", learner)
+        for reason in damaged:
+            print(f"checkpoint passed over: {reason}", flush=True)
+        print(f"resumed after step {state.step} of {config.run.steps}", flush=True)
+        if engine.sampler is not None:
+            sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
+    journal = Journal(folder, state.step if resume else None)
+    street = Street(
+        config, folder, task.train, make_reward(config), engine.sampler, learner, journal,
+        Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say,
+    )  # fmt: skip
+    begun = time.time()
+    try:
+        train(street, state.step, groups)
+    finally:
+        journal.close()
+        minutes["train"] = (time.time() - begun) / 60
+        write_report(folder)  # also of a run that stopped: the page says how far it came
+    save_final(learner, tokenizer, folder / "final")
+    after = evaluated(config, folder, task, engine, "after", minutes)
+    minutes["total"] = (time.time() - started) / 60
+    tree = result.result(config, config.run.steps, before, after, minutes)
+    result.write_json(folder / "result.json", tree)
+    page = write_report(folder)
+    learner.acc.end_training()
+    print(f"\n{result.line(tree)}\nmodel  {folder / 'final'}\nreport {page}", flush=True)
+    return 0
+
+
+def check_folder(folder: Path, config: Config, resume: bool) -> None:
+    """A run's folder belongs to one run. Raises ValueError."""
+    there = folder / "config.json"
+    if not resume:
+        if there.exists():
+            raise ValueError(f"{folder} already holds a run: go on with --resume, or choose another folder with run.out=")
+        return
+    if not there.exists():
+        raise ValueError(f"--resume: {folder} holds no run; start it without --resume")
+    old = configs.from_dict(json.loads(there.read_text()))
+    changed = [d for d in configs.difference(old, config) if not d.startswith(("run.steps:", "run.out:"))]
+    if changed:
+        raise ValueError(f"--resume: the config is not the run's ({'; '.join(changed)}); only run.steps may change")
+
+
+def evaluated(
+    config: Config, folder: Path, task: Task, engine: Engine, when: str, minutes: dict[str, float]
+) -> dict[str, Any] | None:
+    """The held-out figures of the weights in the sampler; "before" is kept in before.json, so that a resumed run has it still."""
+    kept = folder / f"{when}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    if engine.sampler is None or not task.heldout:
+        return None
+    begun = time.time()
+    e = config.evaluate
+    figures = evaluate(
+        engine.sampler, task.heldout, make_reward(config), samples=e.samples, temperature=e.temperature,
+        max_tokens=e.max_tokens or config.rollout.max_tokens,
+    )  # fmt: skip
+    minutes[when] = (time.time() - begun) / 60
+    result.write_json(kept, figures)
+    print(f"{when:<6} {result.figures(figures)}  ({60 * minutes[when]:.0f} s)", flush=True)
+    return figures
+
+
+def only_rollout(config: Config, folder: Path, task: Task, engine: Engine) -> int:
+    """The rollout half alone: groups.jsonl with token ids, log-probs and scores, for --replay."""
+    assert engine.sampler is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    path, reward, order = folder / "groups.jsonl", make_reward(config), data.Order(len(task.train), config.run.seed)
+    temporary = path.with_name(".groups.jsonl.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for step in range(1, config.run.steps + 1):
+            groups = score(sample(engine.sampler, task.train, order, config, step), reward)
+            file.writelines(line + "\n" for line in dump(groups, step))
+            print(f"{step}/{config.run.steps} reward {metrics.of_groups(groups)['reward']:.3f}", flush=True)
+    temporary.replace(path)
+    print(f"groups {path}", flush=True)
+    return 0
+
+
+def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
+    """The policy as transformers saves it, in the precision it was evaluated in."""
+    dtype = torch.bfloat16 if learner.acc.device.type == "cuda" else torch.float32
+    learner.policy.model.save_pretrained(
+        folder, state_dict={n: w.to(dtype) for n, w in learner.policy.model.state_dict().items()}
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def quiet_libraries() -> None:
+    """Progress bars of libraries are not the user's run."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

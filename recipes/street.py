@@ -1,0 +1,141 @@
+"""Config -> everything that a run drives. What a station needs from the left of the import order (nano's problems, the evaluation)
+is put together here and handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.nano import problems as nano
+from rewards.combine import build
+from rewards.score import Reward
+from rl import data
+from rl.batch import Counts, pack
+from rl.config import Config
+from rl.guard import check_prompts
+from rl.learn import Learner, accelerator
+from rl.policy import Policy, check_head, load_model
+from rl.records import Completion, Group, Prompt
+from rl.sampler import Sampler, TransformersSampler
+from rl.sync import prove
+
+NANO_TRAIN, NANO_HELDOUT, NANO_SEED = 20_000, 500, 1
+CANARIES = 4
+
+
+def nano_source(split: str) -> list[data.Row]:
+    """The nano task: problems and golds only."""
+    if split == "train":
+        return nano.problems("train", NANO_TRAIN, NANO_SEED)
+    return nano.heldout(NANO_HELDOUT)
+
+
+SOURCES: dict[str, data.Source] = {"nano": nano_source}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The questions of a run as prompts."""
+
+    train: list[Prompt]
+    heldout: list[Prompt]
+
+
+def budget(config: Config) -> int:
+    """The largest completion budget of the run, tokens."""
+    return max([config.rollout.max_tokens, config.evaluate.max_tokens, *(tokens for _, tokens in config.rollout.length_jumps)])
+
+
+def load_task(config: Config, tokenizer: Any) -> Task:
+    """Rows -> prompts for training and, where evaluation is asked for, held-out ones. Raises ValueError."""
+    if not config.data.train:
+        raise ValueError('data.train is empty: name a data set, e.g. data.train="gsm8k"')
+    render = (config.prompt.template, tokenizer, config.prompt.max_tokens)
+    train = data.load_rows(config.data.train, "train", config.data.folder, SOURCES)
+    train = train[: config.data.limit or None]
+    heldout: list[data.Row] = []
+    if config.data.heldout and config.evaluate.problems:
+        heldout = data.load_rows(config.data.heldout, "heldout", config.data.folder, SOURCES)
+        # An even draw over the set, the same in every run.
+        heldout = [heldout[i] for i in sorted(data.Order(len(heldout), 0).take(0, min(config.evaluate.problems, len(heldout))))]
+    seen = {r["question"] for r in train}
+    both = [r["id"] for r in heldout if r["question"] in seen]
+    if both:
+        raise ValueError(
+            f"{len(both)} held-out questions stand in data.train too (first: {both[0]}): the result would mean nothing"
+        )
+    return Task(data.prompts(train, *render), data.prompts(heldout, *render))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Log-prob differences (nats) between sampler and learner that rounding explains: mean over a step, largest on the canaries."""
+
+    mean: float
+    canary: float
+
+
+# fp32 on CPU: measured 1e-6 mean and 5e-6 at most; bf16 on an H200: 0.006 mean. Ten times that is something else.
+TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-4), torch.bfloat16: Tolerance(0.06, 0.5)}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes: learner and sampler under the same weights, proven. `sampler` is None when groups come from a file."""
+
+    learner: Learner
+    sampler: Sampler | None
+    tolerance: Tolerance
+    canaries: Sequence[Prompt]  # fixed prompts for the proof after each sync
+
+
+def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sampling: bool, learning: bool) -> Engine:
+    """Load model, learner and sampler, and check them against the prompts and each other before any token is spent."""
+    acc = accelerator(config, folder)
+    trust = config.model.trust_remote_code
+    model = load_model(config.model.path, dtype=torch.float32, trust_remote_code=trust)
+    context = config.prompt.max_tokens + budget(config)
+    limit = getattr(model.config, "max_position_embeddings", context)
+    check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
+    sampler = make_sampler(config, tokenizer, acc.device, min(context, limit)) if sampling else None
+    policy = Policy(model).to(acc.device)
+    with torch.autocast(acc.device.type, torch.bfloat16, enabled=acc.device.type == "cuda"):
+        check_head(policy, _probe(task.train[0]).to(acc.device))
+    reference = None
+    if config.algorithm.kl and learning:
+        dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
+        reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
+    learner = Learner(config, policy, reference, acc)
+    engine = Engine(learner, sampler, TOLERANCE[sampler.dtype if sampler else torch.bfloat16], task.train[:CANARIES])
+    if sampler is not None:
+        prove(policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
+    return engine
+
+
+def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: int) -> Sampler:
+    """The recipe's sampler, under the weights of model.path."""
+    trust = config.model.trust_remote_code
+    if config.rollout.sampler == "transformers":
+        return TransformersSampler(config.model.path, tokenizer, device=device, trust_remote_code=trust)
+    from rl.sampler_vllm import VllmSampler
+
+    return VllmSampler(
+        config.model.path, tokenizer, device=device, max_model_len=context, seed=config.run.seed, trust_remote_code=trust,
+        engine=config.rollout.engine,
+    )  # fmt: skip
+
+
+def make_reward(config: Config) -> Reward:
+    """The recipe's [rewards] table."""
+    return build(config.rewards)
+
+
+def _probe(prompt: Prompt) -> Any:
+    """A row that only asks for log-probs: the prompt, and its own last tokens again as a completion."""
+    tail = prompt.ids[-8:]
+    group = Group(prompt, (Completion(tail, (0.0,) * len(tail), "stop", "", 0),))
+    return pack([group], [[0.0]], loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=1).rows[0]

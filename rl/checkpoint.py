@@ -1,0 +1,148 @@
+"""Checkpoints that are whole or absent, and exact resume.
+
+A save writes files into a temporary folder, syncs each to disk, writes `manifest.json` with their SHA-256 last, syncs, and renames the
+folder to its name in one step. A folder without a matching manifest is not a checkpoint: loading names it and takes the one before.
+safetensors and JSON only. On a CPU a resumed run equals the uninterrupted one bit for bit: the order of prompts and all seeds are
+functions of (seed, step), so step and update counters are the whole of its state besides weights and optimiser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rl.learn import Learner
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class State:
+    """The counters of a checkpoint: steps done, updates done, and what guards remember."""
+
+    step: int
+    updates: int
+    guard: dict[str, Any]
+
+
+def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
+    """Write `folder/step-000120` and drop all but the newest `keep`. OSError (full disk) leaves the older ones untouched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"step-{state.step:06d}", folder / f".tmp-{state.step:06d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file(_weights(learner), temporary / "model.safetensors")
+        save_file(_moments(learner), temporary / "optimizer.safetensors")
+        if learner.reference is not None:
+            save_file(_named(learner.reference.model), temporary / "reference.safetensors")
+        counters = {"step": state.step, "updates": state.updates, "guard": state.guard}
+        (temporary / "state.json").write_text(json.dumps(counters))
+        hashes = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
+        for file in temporary.iterdir():
+            _fsync(file)
+        (temporary / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        _fsync(temporary / "manifest.json")
+        _fsync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _fsync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(folder: Path, learner: Learner) -> tuple[State, list[str]]:
+    """The newest whole checkpoint under `folder` into `learner`; also the names of damaged ones passed over, with the reason.
+
+    ValueError when none is whole.
+    """
+    damaged = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if reason := _damage(path):
+            damaged.append(f"{path.name}: {reason}")
+            continue
+        return _restore(path, learner), damaged
+    detail = f" ({'; '.join(damaged)})" if damaged else ""
+    raise ValueError(f"--resume: no whole checkpoint under {folder}{detail}; start the run without --resume in a new run.out")
+
+
+def _restore(path: Path, learner: Learner) -> State:
+    counters = json.loads((path / "state.json").read_text())
+    _copy(load_file(path / "model.safetensors"), _named(learner.policy.model), path)
+    if learner.reference is not None:
+        _copy(load_file(path / "reference.safetensors"), _named(learner.reference.model), path)
+    moments = load_file(path / "optimizer.safetensors")
+    for name, parameter in learner.policy.model.named_parameters():
+        found = {m: moments[f"{m}/{name}"] for m in MOMENTS if f"{m}/{name}" in moments}
+        if found:
+            # The optimiser's own counter stays where it was made: on the CPU unless fused on a GPU.
+            learner.optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in found.items()}
+    learner.updates = counters["updates"]
+    return State(counters["step"], counters["updates"], counters["guard"])
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> None:
+    if source.keys() != target.keys() or any(source[n].shape != t.shape for n, t in target.items()):
+        raise ValueError(f"--resume: {path} holds another model than model.path; resume with the model the run began with")
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
+def _named(model: Any) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def _weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: t.contiguous() for name, t in _named(learner.policy.model).items()}
+
+
+def _moments(learner: Learner) -> dict[str, Tensor]:
+    state = learner.optimizer.state
+    return {
+        f"{moment}/{name}": state[p][moment].detach().contiguous()
+        for name, p in learner.policy.model.named_parameters()
+        for moment in MOMENTS
+        if moment in state.get(p, {})
+    }
+
+
+def _damage(path: Path) -> str | None:
+    """Why `path` is no whole checkpoint, or None."""
+    try:
+        hashes = json.loads((path / "manifest.json").read_text())
+        for name, wanted in hashes.items():
+            if _sha256(path / name) != wanted:
+                return f"{name} does not have its recorded hash"
+        if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= hashes.keys():
+            return "its manifest lacks files"
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,95 @@
+"""The loop, on one screen: each line is a station of the street that a sample goes down (HOUSE: prompt -> ... -> weights v+1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewards.score import Reward
+from rl import checkpoint, metrics
+from rl.advantage import ADVANTAGES
+from rl.config import Config, max_tokens_at
+from rl.data import Order
+from rl.guard import Watch
+from rl.learn import Learner
+from rl.records import Group, Prompt, Sampling
+from rl.report import Journal, console_line
+from rl.rollout import rollout, score
+from rl.sampler import Sampler
+from rl.sync import sync
+
+
+@dataclass
+class Street:
+    """Everything a run drives, made by recipes/run.py. `sampler` None: groups come from a file (--replay)."""
+
+    config: Config
+    folder: Path
+    prompts: Sequence[Prompt]
+    reward: Reward
+    sampler: Sampler | None
+    learner: Learner
+    journal: Journal
+    watch: Watch
+    tolerance: float  # of the canaries' log-probs after a sync, nats
+    canaries: Sequence[Prompt]  # fixed prompts for the proof after each sync
+    tokenizer: Any
+    say: Callable[[str], None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.learner.acc.device
+
+
+def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None = None) -> None:
+    """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError or FloatingPointError with the reason."""
+    s, config = street, street.config
+    order = Order(len(s.prompts), config.run.seed)
+    started = metrics.Clock()
+    for step in range(done + 1, config.run.steps + 1):
+        clock = metrics.Clock()
+        with clock("rollout"):
+            groups = replay[step] if replay else sample(s.sampler, s.prompts, order, config, step)
+        with clock("reward"):
+            groups = groups if replay else score(groups, s.reward)
+            advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
+        with clock("learn"):
+            learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
+        with clock("sync"):
+            if s.sampler is not None:
+                learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
+        numbers = {"step": step} | metrics.of_groups(groups) | learned | clock.seconds | {"seconds": clock.total()}
+        numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
+        numbers["eta_s"] = started.total() / (step - done) * (config.run.steps - step)
+        s.journal.rollouts(step, groups, advantages, s.tokenizer.decode)
+        s.journal.step(numbers)
+        s.say(console_line(numbers, step, config.run.steps))
+        s.learner.acc.log(_scalars(numbers), step=step)
+        s.watch.check(numbers)
+        every = config.algorithm.reference_every
+        if every and step % every == 0:
+            s.learner.replace_reference()
+        if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
+            state = checkpoint.State(step, s.learner.updates, s.watch.memory())
+            checkpoint.save(s.folder / "checkpoints", s.learner, state, config.run.keep)
+
+
+def sample(sampler: Sampler | None, prompts: Sequence[Prompt], order: Order, config: Config, step: int) -> list[Group]:
+    """The step's prompts, by position in the order, and their unscored groups."""
+    assert sampler is not None
+    count = config.rollout.prompts
+    return rollout(sampler, [prompts[i] for i in order.take((step - 1) * count, count)], sampling(config, step))
+
+
+def sampling(config: Config, step: int) -> Sampling:
+    """A seed of its own for every step: what a resumed run samples does not depend on what came before."""
+    r = config.rollout
+    return Sampling(r.group, max_tokens_at(config, step), r.temperature, seed=config.run.seed * 1_000_003 + step)
+
+
+def _scalars(numbers: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
