@@ -30,7 +30,8 @@ r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= 
 	@$(PY) -m recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
 
 report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
-	@$(if $(OUT),,echo "make report: say which run: OUT=runs/NAME" >&2; exit 2;) $(PY) -m rl.report $(OUT)
+	@[ -d "$(OUT)" ] || { echo "make report: no run folder '$(OUT)'; say which: OUT=runs/NAME" >&2; exit 2; }
+	@$(PY) -c "import sys; from rl.report_html import write_report; print('report', write_report(sys.argv[1]))" "$(OUT)"
 
 test: $(READY)  ## the CPU test suite [ARGS="tests/test_loss.py -k dapo"]
 	@$(PY) -m pytest -q $(ARGS)
