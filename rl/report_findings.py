@@ -1,7 +1,7 @@
-"""What to look for in a finished or interrupted run: the ways in which GRPO goes wrong quietly, each judged from the run's numbers.
+"""What to look for in a finished or interrupted run: the ways in which GRPO goes wrong quietly, each judged from its numbers.
 
-"First" and "last" are means over the first and the last fifth of the steps. The limits are rules of thumb, said in every line; a
-finding is a reason to read the curve beside it, never a verdict. Learning rises in held-out accuracy; reward alone proves nothing.
+"First" and "last" are means over the first and the last fifth of the steps. The limits are rules of thumb and stand in the text;
+a finding is a reason to read the curve, never a verdict. Learning shows in held-out accuracy; reward alone proves nothing.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Tree = Mapping[str, Any]
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write run_dir/report.html and return its path. Raises ValueError for a folder that is missing or a file that is damaged."""
+    """Write run_dir/report.html and return its path. Raises ValueError for a missing folder or a damaged file."""
     folder = Path(run_dir)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a report is made of a run's folder, e.g. runs/NAME")
@@ -40,7 +40,8 @@ def write_report(run_dir: str | Path) -> Path:
     ]
     style = Path(__file__).with_name("report.css").read_text()
     page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(folder.name)}: GRPO report</title>'
         f"<style>{style}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
@@ -81,7 +82,9 @@ def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree]) -> s
         "Seed": seed, "Commit": str(result.get("commit") or "-")[:12],
         "Versions": ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items()),
     }  # fmt: skip
-    meta = "".join(f"<div><dt>{k}</dt><dd>{escape(str('-' if v in (None, '') else v))}</dd></div>" for k, v in facts.items())
+    wide = {"Versions": ' class="wide"'}
+    cells = ((k, escape(str("-" if v in (None, "") else v))) for k, v in facts.items())
+    meta = "".join(f"<div{wide.get(k, '')}><dt>{k}</dt><dd>{v}</dd></div>" for k, v in cells)
     return f'<h1>{escape(str(name))}</h1>{state}{_heroes(result)}<dl class="meta">{meta}</dl>'
 
 
@@ -105,7 +108,7 @@ def _what_to_look_for(metrics: Sequence[Tree], result: Tree) -> str:
         f'<li class="{f.state}"><i>{signs[f.state]}</i><b>{escape(f.title)}</b><span>{escape(f.text)}</span></li>'
         for f in findings(metrics, result)
     ]
-    note = "Computed from this run. First and last are means over the first and the last fifth of the steps; limits are rules of thumb."
+    note = "Computed from this run. First and last are means over a fifth of the steps; the limits are rules of thumb."
     return f'<h2>What to look for</h2><p class="note">{note}</p><ul class="findings">{"".join(items)}</ul>'
 
 
@@ -120,7 +123,8 @@ def _before_after(result: Tree) -> str:
     for part in dict.fromkeys([*(before.get("by_part") or {}), *(after.get("by_part") or {})]):
         first, last = (before.get("by_part") or {}).get(part) or {}, (after.get("by_part") or {}).get(part) or {}
         rows.append(_rows(f"Part: {part}", (last or first).get("n"), first, last))
-    how = f"{some.get('problems', '-')} held-out problems, {some.get('samples', '-')} samples each at temperature {some.get('temperature', '-')}"
+    problems, samples, temperature = (some.get(k, "-") for k in ("problems", "samples", "temperature"))
+    how = f"{problems} held-out problems, {samples} samples each at temperature {temperature}"
     sizes = [
         f"{word}: {number(tokens)} tokens a completion, {percent(cut)} truncated"
         for word, e in (("Before", before), ("after", after))
@@ -128,9 +132,13 @@ def _before_after(result: Tree) -> str:
     ]
     note = f"{how}; whiskers and brackets are 95 % intervals over problems. {'; '.join(sizes)}{'.' if sizes else ''}"
     scale = "".join(f"<span>{v}</span>" for v in ("0 %", "25", "50", "75", "100 %"))
-    head = f'<th>Measure</th><th class="n">Before</th><th class="n">After</th><th class="n">Points</th><th class="chart"><div class="scale">{scale}</div></th>'
+    head = "<th>Measure</th>" + "".join(f'<th class="n">{k}</th>' for k in ("Before", "After", "Points"))
+    head += f'<th class="chart"><div class="scale">{scale}</div></th>'
     table = f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    legend = '<div class="legend"><span><i class="swatch box second"></i>before</span><span><i class="swatch box main"></i>after</span></div>'
+    keys = "".join(
+        f'<span><i class="swatch box {kind}"></i>{k}</span>' for k, kind in (("before", "second"), ("after", "main"))
+    )
+    legend = f'<div class="legend">{keys}</div>'
     return f'<h2>Before and after</h2><p class="note">{escape(note)}</p>{legend}{table}'
 
 
@@ -157,13 +165,8 @@ def _rows(title: str, n: Any, before: Tree, after: Tree) -> str:
 def _dumbbell(before: Tree, after: Tree) -> str:
     """Two dots with whiskers on a 0-100 % line as wide as its cell (positions in percent, so nothing is stretched)."""
     parts = [f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="30"/>' for x in (0, 25, 50, 75, 100)]
-    places = [value_of(m, "value") for m in (before, after)]
-    if None not in places:
-        parts.append(
-            f'<line class="join" x1="{100 * (places[0] or 0):.2f}%" x2="{100 * (places[1] or 0):.2f}%" y1="15" y2="15"/>'
-        )
-    for kind, y, m, at in (("second", 11, before, places[0]), ("main", 19, after, places[1])):
-        low, high = value_of(m, "low"), value_of(m, "high")
+    for kind, y, m in (("second", 11, before), ("main", 19, after)):
+        at, low, high = (value_of(m, k) for k in ("value", "low", "high"))
         if low is not None and high is not None:
             parts.append(f'<line class="whisker {kind}" x1="{100 * low:.2f}%" x2="{100 * high:.2f}%" y1="{y}" y2="{y}"/>')
         if at is not None:
@@ -177,7 +180,7 @@ def _by_steps(result: Tree) -> str:
     if not labels:
         return ""
     counts = [str(n) for k in labels if (n := (after.get(k) or before.get(k) or {}).get("n")) is not None]
-    among = f" ({' / '.join(counts)} problems)" if counts else ""
+    among = f" ({counts[0]} problems each)" if len(set(counts)) == 1 else f" ({', '.join(counts)} problems)" if counts else ""
     keys = [k for k in _measures(*before.values(), *after.values()) if k != "format"]
     figures = []
     for key in keys:
@@ -186,9 +189,9 @@ def _by_steps(result: Tree) -> str:
             for word, kind, side in (("before", "second", before), ("after", "main", after))
             if side
         ]
-        figures.append(dots(_label(key), "by number of reasoning steps", labels, series))
+        figures.append(dots(_label(key), "by number of steps", labels, series))
     note = f"Accuracy by how many steps a problem needs, with 95 % intervals{among}: "
-    note += "a climb that stops at short problems is sharpening, one that reaches long ones is learning."
+    note += "a climb in reasoning shows at problems of many steps, not only at short ones."
     rows = "".join(
         _rows(
             f"{k} step{'' if k == '1' else 's'}",
@@ -203,33 +206,36 @@ def _by_steps(result: Tree) -> str:
 
 
 def _curves(metrics: Sequence[Tree]) -> str:
-    def line(key: str, name: str = "", kind: str = "main", **more: Any) -> Line:
-        return Line(name, [(float(m.get("step", i)), value_of(m, key)) for i, m in enumerate(metrics, 1)], kind, **more)
+    def line(*key: str, name: str = "", kind: str = "main", **more: Any) -> Line:
+        return Line(name, [(float(m.get("step", i)), value_of(m, *key)) for i, m in enumerate(metrics, 1)], kind, **more)
 
-    def several(key: str) -> list[Line]:
+    def split(title: str, key: str) -> list[str]:
+        """A curve each of what `key` is split into; no figure where it was not recorded."""
         names = sorted({k for m in metrics for k in (m.get(key) or {})}, key=_natural)
-        return [
-            Line(name, [(float(m.get("step", i)), value_of(m, key, name)) for i, m in enumerate(metrics, 1)], f"r{round(j * 7 / max(1, len(names) - 1))}", tag=name)
-            for j, name in enumerate(names)
-        ]  # fmt: skip
+        ramp = [f"r{round(7 * j / max(1, len(names) - 1))}" for j in range(len(names))]
+        lines = [line(key, name, name=name, tag=name, kind=kind) for name, kind in zip(names, ramp, strict=True)]
+        return [curves(title, "training samples", lines, percent)] if lines else []
 
     other = sorted({k for m in metrics for k in m if k.startswith("part/") and k not in ("part/accuracy", "part/format")})
-    phases = [line(f"seconds_{p}", p, f"r{2 * i}") for i, p in enumerate(("rollout", "learn", "reward", "sync"))]
+    phases = [line(f"seconds_{p}", name=p, kind=f"r{2 * i}") for i, p in enumerate(("rollout", "learn", "reward", "sync"))]
     figures = [
         curves("Reward", "mean ± standard deviation", [line("reward", band=[value_of(m, "reward_std") for m in metrics])]),
-        curves("Accuracy and format", "share of training samples", [line("accuracy", "accuracy"), line("format", "format", "second")], percent),
-        curves("Accuracy by number of steps", "training samples", several("by_steps"), percent),
-        *([curves("Accuracy by part", "training samples", several("by_part"), percent)] if any(m.get("by_part") for m in metrics) else []),
+        curves("Accuracy and format", "training samples", [
+            line("accuracy", name="accuracy"), line("format", name="format", kind="second")], percent),
+        *split("Accuracy by number of steps", "by_steps"),
+        *split("Accuracy by part", "by_part"),
         *(curves(k.removeprefix("part/"), "reward part", [line(k)]) for k in other),
-        curves("Completion length", "tokens", [line("length", "mean"), line("length_max", "longest", "second", peak=True)]),
+        curves("Completion length", "tokens", [
+            line("length", name="mean"), line("length_max", name="longest", kind="second", peak=True)]),
         curves("Lost samples", "share", [
-            line("truncated", "truncated"), line("zero_variance", "zero-variance groups", "second"), line("masked", "masked", "third"),
-        ], percent),
+            line("truncated", name="truncated"), line("zero_variance", name="zero-variance groups", kind="second"),
+            line("masked", name="masked", kind="third")], percent),
         curves("Entropy", "nats a token", [line("entropy")]),
         curves("KL to the reference", "nats a token", [line("kl")]),
         curves("Sampler against learner", "|Δ log-prob|, log scale", [
-            line("mismatch", "mean"), line("mismatch_max", "largest", "second", peak=True)], log=True),
-        curves("Clipped tokens", "share", [line("clip_high", "above"), line("clip_low", "below", "second")], percent),
+            line("mismatch", name="mean"), line("mismatch_max", name="largest", kind="second", peak=True)], log=True),
+        curves("Clipped tokens", "share", [
+            line("clip_high", name="above"), line("clip_low", name="below", kind="second")], percent),
         curves("Gradient norm", "before clipping", [line("grad_norm")]),
         stacked("Seconds a step", "by phase", phases),
         curves("Speed", "completion tokens a second", [line("tokens_per_s")]),

@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float | None]]
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: (step, value or None) pairs. `kind` is its look: "main", "second", "third" or "r0".."r7" (a ramp, dark to light).
+    """One curve: (step, value or None) pairs. `kind` is its look: "main", "second", "third" or "r0".."r7" (strong to faint).
 
     `band` holds one half-width a point (drawn as value ± half), `tag` a short label at the line's right end.
     """
@@ -106,7 +106,7 @@ def stacked(title: str, unit: str, lines: Sequence[Line]) -> str:
 def dots(
     title: str, unit: str, labels: Sequence[str], series: Sequence[tuple[str, str, Sequence[tuple[float, float, float] | None]]]
 ) -> str:
-    """Values with intervals over a few ordered labels; `series` are (name, kind, one (value, low, high) a label). Shares, 0 to 1."""
+    """Shares with intervals over a few ordered labels; `series` are (name, kind, one (value, low, high) or None a label)."""
     y, width = _Linear([0.0, 1.0], FLOOR, TOP), (WIDTH - LEFT - RIGHT) / max(1, len(labels))
     parts = [_grid(None, y, lambda v: f"{100 * v:.0f} %")]
     for i, label in enumerate(labels):
@@ -122,14 +122,15 @@ def dots(
         for at, (value, low, high) in known:
             told = f"{name}: {percent(value)} ({percent(low)} to {percent(high)})"
             parts.append(
-                f'<g><title>{escape(told)}</title><path class="whisker {kind}" d="M{at:.1f},{y.at(low):.1f} V{y.at(high):.1f}"/>'
+                f"<g><title>{escape(told)}</title>"
+                f'<path class="whisker {kind}" d="M{at:.1f},{y.at(low):.1f} V{y.at(high):.1f}"/>'
                 f'<circle class="dot {kind}" cx="{at:.1f}" cy="{y.at(value):.1f}" r="3.6"/></g>'
             )
     return _figure(title, unit, "", _svg(title, parts), _legend([(name, kind) for name, kind, _ in series]))
 
 
 class _Linear:
-    """A linear axis from pixel `start` to `stop`; the y-axis ends on round ticks, that of steps (`whole`) at its first and last."""
+    """A linear axis from pixel `start` to `stop`. The y-axis ends on round ticks, that of steps (`whole`) at the data."""
 
     def __init__(self, values: Sequence[float], start: float, stop: float, whole: bool = False) -> None:
         low, high = min(values), max(values)
@@ -181,10 +182,13 @@ def _grid(x: _Linear | None, y: _Linear | _Log, shown: Callable[[float], str]) -
         at = y.at(tick)
         kind = "axis" if tick == 0 else "grid"
         lines.append(
-            f'<path class="{kind}" d="M{LEFT},{at:.1f} H{WIDTH - RIGHT}"/><text class="y" x="{LEFT - 6}" y="{at + 3.5:.1f}">{text}</text>'
+            f'<path class="{kind}" d="M{LEFT},{at:.1f} H{WIDTH - RIGHT}"/>'
+            f'<text class="y" x="{LEFT - 6}" y="{at + 3.5:.1f}">{text}</text>'
         )
     for tick in x.ticks if x else ():
         lines.append(f'<text class="x" x="{x.at(tick):.1f}" y="{HEIGHT - 9}">{tick:.0f}</text>' if x else "")
+    if x:
+        lines.append(f'<text class="y" x="{LEFT - 6}" y="{HEIGHT - 9}">step</text>')
     return "".join(lines)
 
 
@@ -244,7 +248,7 @@ def _area(line: Line, x: _Linear, y: _Linear | _Log) -> str:
 
 
 def _apart(ends: list[tuple[float, str, str]], gap: float = 10.5) -> list[tuple[float, str]]:
-    """Labels at the lines' ends, moved down as far as they would cover one another, then up where they would leave the chart."""
+    """Labels at the lines' ends, moved down where they would cover one another, then up where they would leave the chart."""
     placed: list[tuple[float, str]] = []
     for at, tag, _ in sorted(ends):
         placed.append((max(at, placed[-1][0] + gap) if placed else at, tag))
@@ -256,7 +260,7 @@ def _hover(lines: Sequence[Line], x: _Linear, shown: Callable[[float], str]) -> 
     """Invisible strips with the values of a step as their tool tip (no script needed)."""
     steps = [p[0] for p in lines[0].points]
     wide = (x.stop - x.start) / max(1, len(steps) - 1)
-    strips = []
+    strips, tall = [], FLOOR - TOP
     for i, step in enumerate(steps):
         values = [
             f"{line.name or line.tag}: {shown(v)}"
@@ -265,7 +269,7 @@ def _hover(lines: Sequence[Line], x: _Linear, shown: Callable[[float], str]) -> 
         ]
         told = escape(f"step {step:.0f}\n" + "\n".join(values))
         strips.append(
-            f'<rect x="{x.at(step) - wide / 2:.1f}" y="{TOP}" width="{wide:.1f}" height="{FLOOR - TOP}"><title>{told}</title></rect>'
+            f'<rect x="{x.at(step) - wide / 2:.1f}" y="{TOP}" width="{wide:.1f}" height="{tall}"><title>{told}</title></rect>'
         )
     return f'<g class="hover">{"".join(strips)}</g>'
 
@@ -285,5 +289,7 @@ def _svg(title: str, parts: Sequence[str]) -> str:
 
 
 def _figure(title: str, unit: str, change: str, body: str, legend: str) -> str:
-    head = f'<b>{escape(title)}</b> <span class="unit">{escape(unit)}</span><span class="change">{escape(change)}</span>'
-    return f'<figure><figcaption>{head}</figcaption><div class="legend">{legend}</div>{body}</figure>'
+    head = f'<b>{escape(title)}</b><span class="change">{escape(change)}</span>'
+    return (
+        f'<figure><figcaption>{head}</figcaption><div class="legend"><span>{escape(unit)}</span>{legend}</div>{body}</figure>'
+    )
