@@ -93,6 +93,14 @@ def test_interval_of_seeds_by_hand() -> None:
         interval_of_seeds([0.3])
 
 
+def test_mean_of_two_questions_by_hand() -> None:
+    # mean 0.4, variance 0.08, SE^2 0.04, so 0.4 * 0.6 / 0.04 = 6 effective trials; t(1) = 12.7062, t^2 = 161.4476
+    centre, root = (0.4 + 161.4476 / 12) / (1 + 161.4476 / 6), (0.24 / 6 + 161.4476 / 144) ** 0.5
+    half = 12.7062 / (1 + 161.4476 / 6) * root
+    got = mean_of_questions([0.2, 0.6])
+    assert (got.low, got.high) == (pytest.approx(centre - half, abs=1e-5), pytest.approx(centre + half, abs=1e-5))
+
+
 def test_questions_of_one_sample_give_wilsons_interval() -> None:
     values = [1.0] * 130 + [0.0] * 370
     plain, clustered = wilson(130, 500), mean_of_questions(values)
