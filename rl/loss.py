@@ -16,7 +16,7 @@ What differs from the papers, and how TRL 1.16, against which loss and gradient 
  1. Clip-higher is two numbers, clip_low < clip_high (DAPO: 0.2 and 0.28), and is open to every loss. R1's clip of 10 fits too.
  2. The truncated weight multiplies the policy term only, not the KL, and is one number a token, for gspo too (as in TRL).
  3. k3 is as in DeepSeekMath (eq. 4) and R1: an unbiased value, but its gradient is on average that of KL(reference || policy).
-    TRL multiplies k3 by r_t by default (`use_bias_correction_kl`, DeepSeek-V3.2, arXiv 2512.02556); the comparison turns it off.
+    TRL multiplies k3 by r_t by default (`use_bias_correction_kl`, DeepSeek-V3.2, arXiv 2512.02556); the test turns it off.
  4. cispo has no lower bound (the paper sets it out of reach), so clip_low is not read. The upper is 1 + clip_high; TRL's
     epsilon_high is that sum. It bounds either sign of A, and so the metric counts both; TRL counts A > 0.
  5. A sample without a verdict has weight 0 and is in no count; nothing it holds, not even NaN, gets through. TRL counts it.
