@@ -1,6 +1,6 @@
 """What to look for in a finished or interrupted run: the ways in which GRPO goes wrong quietly, each judged from its numbers.
 
-"First" and "last" are means over the first and the last fifth of the steps. The limits are rules of thumb and stand in the text;
+"First" and "last" are means over the first and the last fifth of the steps. The limits are rules of thumb, given in the text;
 a finding is a reason to read the curve, never a verdict. Learning shows in held-out accuracy; reward alone proves nothing.
 """
 
@@ -108,7 +108,7 @@ def _truncation(metrics: Metrics) -> Finding:
     told = f"{percent(share[0])} of completions hit the token limit at first, {percent(share[1])} at last"
     if max(share) > 0.1:
         return Finding(
-            "look", "Truncation", f"{told} (limit here 10 %): raise rollout.max_tokens, or the model is paid for rambling."
+            "look", "Truncation", f"{told} (limit here 10 %): raise rollout.max_tokens, or read why they do not end."
         )
     return Finding("fine", "Truncation", f"{told} (limit here 10 %).")
 

@@ -1,4 +1,4 @@
-"""One self-contained page about a run, from its files alone: config.json, metrics.jsonl, rollouts/*.jsonl, result.json.
+"""One self-contained page about a run, from its files: config.json, metrics.jsonl, rollouts/*.jsonl, before.json, result.json.
 
 Any of them may be missing or incomplete: an interrupted run still gets its page. Nothing is loaded from elsewhere and no script
 runs (a content policy in the page forbids both), so what a model wrote can be shown safely.
@@ -28,6 +28,8 @@ def write_report(run_dir: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a report is made of a run's folder, e.g. runs/NAME")
     config, result = _read(folder / "config.json"), _read(folder / "result.json")
+    if "before" not in result and (before := _read(folder / "before.json")):
+        result = {"before": before, **result}
     metrics = list(read_jsonl(folder / METRICS)) if (folder / METRICS).exists() else []
     body = [
         _head(folder.name, config, result, metrics),
@@ -65,11 +67,13 @@ def _read(path: Path) -> Tree:
 
 def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree]) -> str:
     model = result.get("model") or _at(config, "model", "path")
-    data = result.get("data") or _at(config, "data", "train")
+    data = result.get("data") or _at(config, "data") or {}
+    if isinstance(data, Mapping):
+        data = ", held out: ".join(str(v) for v in dict.fromkeys([data.get("train"), data.get("heldout")]) if v)
     name, steps = result.get("name") or _at(config, "name") or folder, result.get("steps") or _at(config, "run", "steps")
     done = max((int(m["step"]) for m in metrics if "step" in m), default=0)
     minutes = value_of(result, "minutes", "total")
-    state = "" if result.get("after") else f'<p><span class="badge">not finished: step {done} of {steps or "-"}</span></p>'
+    state = "" if "after" in result else f'<p><span class="badge">not finished: step {done} of {steps or "-"}</span></p>'
     if minutes is None and metrics:
         minutes = sum(value_of(m, "seconds") or 0.0 for m in metrics) / 60
     phases = " + ".join(
@@ -79,7 +83,7 @@ def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree]) -> s
     facts = {
         "Model": model, "Problems": data, "Steps": f"{done} of {steps}" if steps else done,
         "Minutes": f"{minutes:.1f}" + (f" ({phases})" if phases else "") if minutes is not None else None,
-        "Seed": seed, "Commit": str(result.get("commit") or "-")[:12],
+        "Seed": seed, "Commit": result.get("commit"),
         "Versions": ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items()),
     }  # fmt: skip
     wide = {"Versions": ' class="wide"'}
@@ -116,9 +120,7 @@ def _before_after(result: Tree) -> str:
     before, after = result.get("before") or {}, result.get("after") or {}
     some = after or before
     if not some:
-        return (
-            '<h2>Before and after</h2><p class="note">No held-out result was written: the run ended before its evaluation.</p>'
-        )
+        return '<h2>Before and after</h2><p class="note">No held-out result was written.</p>'
     rows = [_rows("All problems", some.get("problems"), before, after)]
     for part in dict.fromkeys([*(before.get("by_part") or {}), *(after.get("by_part") or {})]):
         first, last = (before.get("by_part") or {}).get(part) or {}, (after.get("by_part") or {}).get(part) or {}

@@ -75,7 +75,7 @@ def curves(title: str, unit: str, lines: Sequence[Line], shown: Callable[[float]
             ends.append((y.at(last), line.tag, line.kind))
     parts += [f'<text class="tag" x="{WIDTH - RIGHT - 9}" y="{at + 3.5:.1f}">{escape(tag)}</text>' for at, tag in _apart(ends)]
     parts.append(_hover(lines, x, shown))
-    named = lines if len(lines) > 1 and not lines[0].tag else []
+    named = [line for line in lines if line.name and not line.tag]
     return _figure(
         title, unit, _change(lines[0], shown), _svg(title, parts), _legend([(line.name, line.kind) for line in named])
     )

@@ -135,10 +135,10 @@ def write_run(folder: Path, steps: int = STEPS, finished: bool = True) -> Path:
 
 def result(skill: float = 1.0) -> dict[str, Any]:
     return {
-        "name": "zero_nano", "seed": 0, "model": "recipes/nano/base", "data": "nano",
+        "name": "zero_nano", "seed": 0, "model": "recipes/nano/base", "data": {"train": "nano", "heldout": "nano-test"},
         "minutes": {"total": 5.4, "before": 0.8, "train": 3.7, "after": 0.9},
         "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.17.0", "vllm": "0.31.0"},
-        "commit": "69383f6a2b9c", "steps": STEPS, "before": evaluation(0.0), "after": evaluation(skill),
+        "commit": "69383f6a2b9c+changes", "steps": STEPS, "before": evaluation(0.0), "after": evaluation(skill),
     }  # fmt: skip
 
 
@@ -201,7 +201,8 @@ def test_the_page_says_the_result(whole: Page) -> None:
         "pass@16",
         "Part: seen",
         "Part: unseen",
-        "69383f6a2b9c",
+        "nano, held out: nano-test",
+        "69383f6a2b9c+changes",
     ):
         assert text in whole.text.replace("\n", ""), text
     assert "5.4 (0.8 before + 3.7 train + 0.9 after)" in whole.text
@@ -268,6 +269,18 @@ def test_an_interrupted_run_gets_its_page(tmp_path: Path) -> None:
     assert "not finished: step 17 of 60" in page.text
     assert "No held-out result" in page.text
     assert page.open == []
+    (folder / "before.json").write_text(json.dumps(evaluation(0.0)))
+    page = Page(write_report(folder))
+    assert "22.0 % → -" in page.text
+    assert "not finished: step 17 of 60" in page.text
+
+
+def test_a_run_without_a_sampler_is_finished_without_a_result(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "replayed")
+    (folder / "result.json").write_text(json.dumps(result() | {"before": None, "after": None}))
+    page = Page(write_report(folder))
+    assert "not finished" not in page.text
+    assert "No held-out result" in page.text
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
