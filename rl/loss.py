@@ -13,7 +13,8 @@ Axes: T completion tokens of a row, S its samples. With r_t = exp(lp_t - old_t),
   k3_t   exp(ref_t - lp_t) - (ref_t - lp_t) - 1            Schulman's estimate of KL(policy || reference), never negative
 
 What differs from the papers, and how TRL 1.16, against which loss and gradient are tested, has it:
- 1. Clip-higher is two numbers, clip_low < clip_high (DAPO: 0.2 and 0.28), and is open to every loss. R1's clip of 10 fits too.
+ 1. Clip-higher is two numbers, clip_low < clip_high (DAPO: 0.2 and 0.28), and is open to every loss. R1's clip of 10 fits too;
+    gspo's ratio, a mean over the sample, varies far less: its paper clips at 3e-4 and 4e-4.
  2. The truncated weight multiplies the policy term only, not the KL, and is one number a token, for gspo too (as in TRL).
  3. k3 is as in DeepSeekMath (eq. 4) and R1: an unbiased value, but its gradient is on average that of KL(reference || policy).
     TRL multiplies k3 by r_t by default (`use_bias_correction_kl`, DeepSeek-V3.2, arXiv 2512.02556); the test turns it off.
