@@ -7,8 +7,11 @@ MAKEFLAGS += --no-print-directory
 
 export PYTHONPATH := $(CURDIR)
 
+# Settings come from the command line; a MODEL or OUT that happens to stand in the environment is another program's.
+$(foreach name,RECIPE MODEL OUT SEED ARGS,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
+
 VENV := .venv
-RECIPE ?= recipes/zero_nano.toml
+RECIPE := $(or $(RECIPE),recipes/zero_nano.toml)
 
 SETTING := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 

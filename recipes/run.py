@@ -156,10 +156,12 @@ def climb(
     begun = time.time()
     try:
         train(street, state.step, groups)
+    except (Stopped, SyncError, FloatingPointError):
+        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
+        raise
     finally:
         journal.close()
         minutes["train"] = (time.time() - begun) / 60
-        write_report(folder)  # also of a run that stopped: the page says how far it came
     save_final(learner, tokenizer, folder / "final")
     after = evaluated(config, folder, task, engine, "after", minutes)
     minutes["total"] = (time.time() - started) / 60

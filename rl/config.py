@@ -20,6 +20,7 @@ class Run:
     steps: int = 100  # rollouts; a step has `minibatches * inner_epochs` optimiser updates
     save_every: int = 20  # steps; 0 saves only at the end
     keep: int = 2  # newest checkpoints kept
+    rollouts_every: int = 1  # steps; every answer as text in rollouts/ (and always the first and the last step's)
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio": through accelerate
 
 
@@ -59,7 +60,7 @@ class Rollout:
 class Algorithm:
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
-    clip_low: float = 0.2
+    clip_low: float = 0.2  # of the ratio around 1; gspo's is a mean over the sample and wants about 3e-4 and 4e-4
     clip_high: float = 0.2
     kl: float = 0.0  # beta of k3 against the reference model
     reference_every: int = 0  # steps between hard replacements of the reference by the policy; 0: never
@@ -155,7 +156,7 @@ def check(config: Config) -> None:
     """What no single field can know: sizes that do not divide, values out of range. Raises ValueError."""
     r, a, e, learn = config.rollout, config.algorithm, config.evaluate, config.learn
     for name, value, least in [
-        ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1),
+        ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1), ("run.rollouts_every", config.run.rollouts_every, 1),
         ("rollout.prompts", r.prompts, 1), ("rollout.group", r.group, 2), ("rollout.max_tokens", r.max_tokens, 1),
         ("prompt.max_tokens", config.prompt.max_tokens, 1), ("algorithm.minibatches", a.minibatches, 1),
         ("algorithm.inner_epochs", a.inner_epochs, 1), ("learn.row_tokens", learn.row_tokens, 1),

@@ -65,7 +65,8 @@ def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None =
         numbers = {"step": step} | metrics.of_groups(groups) | learned | clock.seconds | {"seconds": clock.total()}
         numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
         numbers["eta_s"] = started.total() / (step - done) * (config.run.steps - step)
-        s.journal.rollouts(step, groups, advantages, s.tokenizer.decode)
+        if step in (1, config.run.steps) or step % config.run.rollouts_every == 0:
+            s.journal.rollouts(step, groups, advantages, s.tokenizer.decode)
         s.journal.step(numbers)
         s.say(console_line(numbers, step, config.run.steps))
         s.learner.acc.log(_scalars(numbers), step=step)
