@@ -225,7 +225,7 @@ class Program:
                 self._read(fd)
             elif fd in self.pending:
                 self._write(fd)
-            else:
+            elif fd == self.worker.control.fileno():
                 self._status()
 
     def _read(self, fd: int) -> bool:
