@@ -25,7 +25,10 @@ from difflib import get_close_matches
 from typing import Any
 
 from rewards.format_tags import format_tags
+from rewards.language import language
+from rewards.length import cosine_length, repetition, soft_overlong
 from rewards.math_answer import accuracy
+from rewards.preference import preference
 from rewards.score import Reward, Sampled, Score
 
 
@@ -38,6 +41,11 @@ def _code(**options: Any) -> Reward:
 REWARDS: dict[str, Callable[..., Reward]] = {
     "accuracy": accuracy,
     "format": format_tags,
+    "language": language,
+    "repetition": repetition,
+    "soft_overlong": soft_overlong,
+    "cosine_length": cosine_length,
+    "preference": preference,
     "code": _code,
 }
 

@@ -96,7 +96,11 @@ def _quantities(gold: Node, answer: Node, tolerance: float) -> bool:
     if scalars(g, a, tolerance):
         return True
     if g_pct != a_pct:
-        return scalars(_scaled(g, Fraction(1, 100)), a, tolerance) if g_pct else scalars(g, _scaled(a, Fraction(1, 100)), tolerance)
+        return (
+            scalars(_scaled(g, Fraction(1, 100)), a, tolerance)
+            if g_pct
+            else scalars(g, _scaled(a, Fraction(1, 100)), tolerance)
+        )
     if a[0] == "mul" and len(a[1]) == 2 and a[1][1] in _LETTERS and g[0] == "num" == a[1][0][0] and not g_unit:
         return scalars(g, a[1][0], tolerance)  # `5 m`: a unit of one letter behind a bare number
     return False
@@ -108,7 +112,7 @@ _LETTERS = tuple(("sym", letter) for letter in "msghLlVANJKWC")
 def _quantity(node: Node) -> tuple[Node, str, bool]:
     """Value, unit and whether it is a percentage."""
     name, percent = "", False
-    while node[0] in ("unit", "pct", "deg") or node[0] == "neg" and node[1][0] in ("unit", "pct", "deg"):
+    while node[0] in ("unit", "pct", "deg") or (node[0] == "neg" and node[1][0] in ("unit", "pct", "deg")):
         if node[0] == "neg":
             node = (node[1][0], ("neg", node[1][1]), *node[1][2:])
         name = node[2] if node[0] == "unit" else "degree" if node[0] == "deg" else name
@@ -156,7 +160,9 @@ def _any_log(gold: Node, answer: Node, names: frozenset[str]) -> bool:
 
 
 def _calls(node: Node, functions: tuple[str, ...]) -> bool:
-    return node[0] in functions or node[0] == "fn" and node[1] in functions or any(_calls(c, functions) for c in children(node))
+    return (
+        node[0] in functions or (node[0] == "fn" and node[1] in functions) or any(_calls(c, functions) for c in children(node))
+    )
 
 
 def points(names: frozenset[str], whole: bool, count: int = 6) -> list[dict[str, Any]]:
@@ -192,7 +198,7 @@ def _identical(gold: Node, answer: Node, names: frozenset[str], base10: bool) ->
             return False
         else:
             real += 1
-    return real >= 2 or real + other >= 2 and agreed
+    return real >= 2 or (real + other >= 2 and agreed)
 
 
 def _rounded(gold: Node, answer: Node, g: Any, a: Any) -> bool:
@@ -216,8 +222,10 @@ def _rounded(gold: Node, answer: Node, g: Any, a: Any) -> bool:
 def _close(g: Any, a: Any, tolerance: float) -> bool:
     if not tolerance:
         return False
-    return abs(g - a) <= Fraction(tolerance) * abs(g) if isinstance(g, Fraction) and isinstance(a, Fraction) else bool(
-        abs(g - a) <= tolerance * abs(g)
+    return (
+        abs(g - a) <= Fraction(tolerance) * abs(g)
+        if isinstance(g, Fraction) and isinstance(a, Fraction)
+        else bool(abs(g - a) <= tolerance * abs(g))
     )
 
 
@@ -225,9 +233,8 @@ def _close(g: Any, a: Any, tolerance: float) -> bool:
 
 
 def _collections(gold: Node, answer: Node, tolerance: float) -> bool:
-    if _is_region(gold) or _is_region(answer) or gold[0] in ("union", "cap", "minus") or answer[0] in ("union", "cap", "minus"):
-        if _regions(gold, answer):
-            return True
+    if _regions(gold, answer):
+        return True
     if "tuple" in (gold[0], answer[0]):
         if "set" in (gold[0], answer[0]):
             return False
@@ -293,7 +300,11 @@ def _ratios(gold: Node, answer: Node, tolerance: float) -> bool:
             return False
         return all(scalars(("div", g[0], x), ("div", a[0], y)) for x, y in zip(g[1:], a[1:], strict=True))
     g, a = (("div", *n) if n and len(n) == 2 else None for n in (g, a))
-    return scalars(g or gold, a or answer, tolerance) if (g or a) and all(n[0] not in ("tuple", "text") for n in (gold, answer)) else False
+    return (
+        scalars(g or gold, a or answer, tolerance)
+        if (g or a) and all(n[0] not in ("tuple", "text") for n in (gold, answer))
+        else False
+    )
 
 
 def matrix(node: Node, depth: int = 0) -> tuple[tuple[Node, ...], ...] | None:
@@ -373,7 +384,7 @@ def _is_name(node: Node) -> bool:
         return True
     if node[0] == "const":
         return False
-    if node[0] in ("mul", "ratio", "div", "neg", "tuple", "unit") or node[0] == "fn" and node[1] == "abs":
+    if node[0] in ("mul", "ratio", "div", "neg", "tuple", "unit") or (node[0] == "fn" and node[1] == "abs"):
         below = children(node)
         return bool(below) and all(_is_name(child) for child in below)
     return False
@@ -389,7 +400,7 @@ def _relations(gold: Node, answer: Node, tolerance: float) -> bool:
         if _regions(gold, answer):
             return True
         return len(gold[1]) == len(answer[1]) == 1 and _equations(gold, answer)
-    if g and equal(g[1], answer, tolerance) or a and equal(gold, a[1], tolerance):
+    if (g and equal(g[1], answer, tolerance)) or (a and equal(gold, a[1], tolerance)):
         return True
     if not a and answer[0] == "rel" and answer[1] == ("=",) and not _numbers(answer[2][0]) and not symbols(answer[2][1]):
         return exact(gold) is not None and equal(gold, answer[2][1], tolerance)  # `x+y=5` for the sum 5
@@ -454,7 +465,7 @@ def _is_region(node: Node) -> bool:
 
 def _regions(gold: Node, answer: Node) -> bool:
     """Membership of both agrees at every end, between the ends, and beyond them."""
-    if not any(_is_region(n) or n[0] in ("list", "set") and any(map(_is_region, n[1])) for n in (gold, answer)):
+    if not any(_is_region(n) or (n[0] in ("list", "set") and any(map(_is_region, n[1]))) for n in (gold, answer)):
         return False
     if not (_is_line(gold) and _is_line(answer)) or gold[0] == answer[0] == "tuple":
         return False
@@ -487,7 +498,7 @@ def _is_line(node: Node) -> bool:
 
 def _variable(node: Node) -> Node | None:
     """The one unknown of the relations in a node: a symbol, or an unknown function's value."""
-    found = {n for n in _unknowns(node)}
+    found = set(_unknowns(node))
     return found.pop() if len(found) == 1 else None
 
 
@@ -533,8 +544,10 @@ def _member(node: Node, variable: Node) -> Callable[[Any], bool]:
     if kind == "tuple":
         low, high = (value(n, {}) for n in node[3])
         closed = node[1] == "[", node[2] == "]"
-        return lambda x: (x > low or closed[0] and same(x, low)) and (x < high or closed[1] and same(x, high)) and (
-            (closed[0] or not same(x, low)) and (closed[1] or not same(x, high))
+        return lambda x: (
+            (x > low or (closed[0] and same(x, low)))
+            and (x < high or (closed[1] and same(x, high)))
+            and ((closed[0] or not same(x, low)) and (closed[1] or not same(x, high)))
         )
     if kind == "rel":
         return lambda x: _holds(node, variable, x)
@@ -554,7 +567,13 @@ def _holds(node: Node, variable: Node, x: Any) -> bool:
         if mp.im(a) or mp.im(b):
             return False
         alike = same(a, b)
-        if not {"=": alike, "!=": not alike, "<": a < b and not alike, "<=": a < b or alike, ">": a > b and not alike,
-                ">=": a > b or alike}.get(operator, False):
+        if not {
+            "=": alike,
+            "!=": not alike,
+            "<": a < b and not alike,
+            "<=": a < b or alike,
+            ">": a > b and not alike,
+            ">=": a > b or alike,
+        }.get(operator, False):
             return False
     return True

@@ -81,7 +81,7 @@ def _exact(node: Node) -> Fraction | None:
 
 
 def _exact_power(base: Fraction | None, power: Fraction | None) -> Fraction | None:
-    if base is None or power is None or base == 0 and power <= 0:
+    if base is None or power is None or (base == 0 and power <= 0):
         return None
     if power.denominator != 1:
         root = _root(base, power.denominator) if power.denominator <= 64 else None
@@ -114,7 +114,9 @@ def _exact_function(name: str, args: list[Fraction | None]) -> Fraction | None:
         n = values[1] if len(values) > 1 else Fraction(2)
         return _exact_power(values[0], 1 / n) if values[0] >= 0 and n > 0 and n.denominator == 1 else None
     if name in ("abs", "floor", "ceil") and len(values) == 1:
-        return {"abs": abs, "floor": lambda v: Fraction(math.floor(v)), "ceil": lambda v: Fraction(math.ceil(v))}[name](values[0])
+        return {"abs": abs, "floor": lambda v: Fraction(math.floor(v)), "ceil": lambda v: Fraction(math.ceil(v))}[name](
+            values[0]
+        )
     if name in ("gcd", "lcm") and whole:
         return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, values)))
     if name in ("max", "min"):
@@ -151,7 +153,8 @@ def children(node: Node) -> list[Node]:
     return found
 
 
-_KINDS = set("num sym text add mul neg div pow pm fact fn app opaque deg pct unit base ratio rel list set tuple".split())
+_NAMES = "num sym text add mul neg div pow pm fact fn app opaque deg pct unit base ratio rel list set tuple"
+_KINDS = set(_NAMES.split())
 _KINDS |= {"union", "cap", "minus", "matrix", "inf", "const"}
 
 
@@ -187,7 +190,9 @@ class _Evaluator:
     def of(self, node: Node) -> Any:
         kind, mp = node[0], self.mp
         if (fraction := exact(node)) is not None:
-            return mp.mpf(fraction.numerator) / fraction.denominator if fraction.denominator != 1 else mp.mpf(fraction.numerator)
+            return (
+                mp.mpf(fraction.numerator) / fraction.denominator if fraction.denominator != 1 else mp.mpf(fraction.numerator)
+            )
         if kind == "sym":
             return self.point[node[1]]
         if kind == "const":
@@ -294,7 +299,7 @@ class _Evaluator:
         mp = self.mp
         if args[0] == 0:
             raise Undecided("the logarithm of zero")
-        base = args[1] if len(args) > 1 else mp.mpf(10) if name == "log10" or name == "log" and self.base10 else None
+        base = args[1] if len(args) > 1 else mp.mpf(10) if name == "log10" or (name == "log" and self.base10) else None
         return mp.log(args[0]) if base is None else mp.log(args[0]) / mp.log(base)
 
 
@@ -305,5 +310,8 @@ def canonical(node: Node) -> str:
         return f"{kind}({','.join(sorted(canonical(n) for n in node[1]))})"
     if kind == "num":
         return str(node[1])
+    if kind == "matrix":
+        return f"matrix({';'.join(','.join(canonical(x) for x in row) for row in node[1])})"
     parts = [canonical(n) for n in children(node)]
-    return f"{kind}{[p for p in node[1:] if isinstance(p, (str, int))]}({','.join(parts)})"
+    marks = [p for p in node[1:] if isinstance(p, (str, int)) or (kind == "rel" and p is node[1])]
+    return f"{kind}{marks}({','.join(parts)})"

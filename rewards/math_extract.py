@@ -14,7 +14,8 @@ _SAYS = re.compile(r"\banswers?(?:\*\*)?\s*(?:is|are|was|:|=|to the (?:question|
 _JOINS = re.compile(r"(?:[\s,;$.]|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
 _LABEL = re.compile(r"(?:[\s$]|\\[,;!)(])*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*=[\s$]*")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\\])+)\$", re.DOTALL)
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+_STATES = re.compile(r".*[A-Za-z$}]\s+(?:is|are|equals?)\s+(?=[^A-Za-z]|[A-Za-z]\b)", re.DOTALL)
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
 
@@ -45,9 +46,9 @@ def final(text: str) -> str:
     formulas = list(_FORMULA.finditer(text))
     outside = _FORMULA.sub(" ", text)
     if formulas and re.search(r"[A-Za-z]{3}", re.sub(r"\b(?:and|or|percent|percentage|pct)\b", "", outside)):
-        behind = text[formulas[-1].end() :].strip()
-        number = _NUMBER.search(behind)
-        return behind if number and len(behind) < 30 else next(g for g in formulas[-1].groups() if g is not None).strip()
+        if number := list(_NUMBER.finditer(text, formulas[-1].end())):
+            return number[-1][0]
+        return next(g for g in formulas[-1].groups() if g is not None).strip()
     words = re.findall(r"[A-Za-z]{2,}", outside)
     numbers = list(_NUMBER.finditer(text))
     if not formulas and len(words) > 3 and numbers and "\\" not in text:
@@ -60,6 +61,11 @@ def _opened(answer: str) -> str | None:
     for inner in (_boxed(answer), _says(answer)):
         if inner is not None:
             return inner[1].strip() or None
+    if (states := _STATES.match(answer)) and re.search(r"[A-Za-z]{3}", states[0][:-4]):
+        answer = answer[states.end() :]
+    elif "\\" not in answer and "$" not in answer and len(re.findall(r"[A-Za-z]{2,}", answer)) > 3:
+        numbers = _NUMBER.findall(answer)
+        answer = numbers[0] if len(numbers) == 1 else answer
     return answer.strip() or None
 
 
@@ -122,12 +128,10 @@ def _hashes(text: str) -> tuple[int, str] | None:
 
 def _says(text: str) -> tuple[int, str] | None:
     """The last "the answer is": up to the end of its sentence, or to the end of the formula in which that lies."""
-    match = None
-    for match in _SAYS.finditer(text):
-        pass
-    if match is None:
+    matches = list(_SAYS.finditer(text))
+    if not matches:
         return None
-    inside, start = False, match.end()
+    inside, start = False, matches[-1].end()
     for stop in re.compile(r"\\.|\$+|\n\s*\n|\n|\.(?=\s|$)|</|\*\*", re.DOTALL).finditer(text, start):
         if stop[0].startswith("$"):
             inside = not inside

@@ -7,19 +7,31 @@ from typing import Any
 
 _SAME = "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh exp ln log sqrt abs floor ceil gcd lcm max min"
 FUNCTIONS: dict[str, str] = {name: name for name in _SAME.split()}
-FUNCTIONS |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "tg": "tan", "ctg": "cot", "cosec": "csc", "ceiling": "ceil"}
+FUNCTIONS |= {
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
+    "tg": "tan",
+    "ctg": "cot",
+    "cosec": "csc",
+    "ceiling": "ceil",
+}
 FUNCTIONS |= {"Abs": "abs", "lg": "log10", "log10": "log10", "cbrt": "cbrt", "binomial": "binom", "arctg": "arctan"}
 
 CONSTANTS: dict[str, tuple[Any, ...]] = {
-    **{name: ("const", "pi") for name in ("pi", "Pi")},
+    **dict.fromkeys(("pi", "Pi"), ("const", "pi")),
     **{"e": ("const", "e"), "i": ("const", "i"), "infty": ("inf",), "infinity": ("inf",), "inf": ("inf",), "oo": ("inf",)},
-    **{name: ("set", ()) for name in ("emptyset", "varnothing", "no solution", "no solutions", "none", "empty set", "nosolution")},
-    **{name: ("tuple", "(", ")", (("neg", ("inf",)), ("inf",))) for name in ("reals", "all real numbers", "all reals", "real numbers")},
+    **dict.fromkeys(("emptyset", "varnothing", "no solution", "no solutions", "none", "empty set", "nosolution"), ("set", ())),
+    **dict.fromkeys(
+        ("reals", "all real numbers", "all reals", "real numbers"), ("tuple", "(", ")", (("neg", ("inf",)), ("inf",)))
+    ),
 }
 
-GREEK = set(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega".split()
-)
+_GREEK = """
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
+omega
+"""
+GREEK = set(_GREEK.split())
 
 # unit -> (dimension, size in that dimension's first unit); units of one dimension are converted, others only compared
 _TABLE = """

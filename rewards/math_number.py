@@ -28,7 +28,7 @@ def number(text: str) -> Fraction | None:
     sign, whole, point, power, below = match.group("sign", "whole", "point", "power", "below")
     digits = re.sub(r"\D", "", whole or "")
     decimals = (point or "")[1:]
-    if not digits and not decimals or below and int(below) == 0:
+    if (not digits and not decimals) or (below and int(below) == 0):
         return None
     if below and (point or power):
         return None

@@ -12,7 +12,6 @@ Limits: `math_tokens` bounds length and brackets; here the depth of the recursio
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -24,7 +23,8 @@ Node = tuple[Any, ...]
 MAX_DEPTH = 60
 _RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "in", "~"}
 _MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "array", "smallmatrix"}
-_ACCENTS = {"overline", "bar", "hat", "vec", "dot", "ddot", "tilde", "widehat", "overrightarrow", "mathbb", "widetilde", "overleftrightarrow"}
+_MARKS = "overline bar hat vec dot ddot tilde widehat overrightarrow mathbb widetilde overleftrightarrow"
+_ACCENTS = set(_MARKS.split())
 _APPLIED = set("fghFGHWu")
 _END = Token("end", "", False)
 
@@ -164,9 +164,9 @@ class _Reader:
         r"""Two factors side by side: a product, or a mixed number as in `1\frac{1}{2}`."""
         bar = self.now.kind == "cmd" and self.now.value == "frac"
         other = self.power()
-        if bar and node[0] == "num" and not node[2] and other[0] == "div" and other[1][0] == other[2][0] == "num":
-            if 0 < other[1][1] < other[2][1] and not other[1][2] and not other[2][2]:
-                return ("add", (node, other))
+        proper = other[0] == "div" and other[1][0] == other[2][0] == "num" and 0 < other[1][1] < other[2][1]
+        if bar and proper and node[0] == "num" and not (node[2] or other[1][2] or other[2][2]):
+            return ("add", (node, other))
         return _times(node, other)
 
     def mixed(self, whole: Node) -> Node:
@@ -183,7 +183,9 @@ class _Reader:
         kind, value, _ = self.now
         if kind == "op":
             return value in ("(", "[", "{", "\\{", "<(") or (value == "|" and not self.bars)
-        return kind in ("num", "word", "text") or kind == "cmd" and value not in ("\\", "end", "rfloor", "rceil", "right", "&")
+        return kind in ("num", "word", "text") or (
+            kind == "cmd" and value not in ("\\", "end", "rfloor", "rceil", "right", "&")
+        )
 
     def power(self) -> Node:
         self.depth += 1
@@ -292,9 +294,9 @@ class _Reader:
 
     def word(self, value: str) -> Node:
         low = value.lower()
-        if value in FUNCTIONS or low in FUNCTIONS and len(value) > 2:
+        if value in FUNCTIONS or (low in FUNCTIONS and len(value) > 2):
             return self.function(value if value in FUNCTIONS else low)
-        if value in CONSTANTS or low in CONSTANTS and len(value) > 2:
+        if value in CONSTANTS or (low in CONSTANTS and len(value) > 2):
             return CONSTANTS.get(value, CONSTANTS.get(low))  # type: ignore[return-value]
         if low in GREEK:
             return ("sym", value)
@@ -314,7 +316,9 @@ class _Reader:
         if value in CONSTANTS:
             return CONSTANTS[value]
         follows = self.peek("(") and not self.now.gap
-        if follows and (value in _APPLIED or self.tokens[self.at + 1].kind == "num" and self.tokens[self.at + 2].value == ")"):
+        if follows and (
+            value in _APPLIED or (self.tokens[self.at + 1].kind == "num" and self.tokens[self.at + 2].value == ")")
+        ):
             self.at += 1
             args = self.items()
             self.need(")")
@@ -488,10 +492,12 @@ class _Reader:
     def unit_here(self) -> bool:
         kind, value, _ = self.now
         if kind == "text":
-            return value not in FUNCTIONS and value not in CONSTANTS
+            return (value not in FUNCTIONS or value == "min") and value not in CONSTANTS
         if kind != "word" or value in FUNCTIONS or value.lower() in GREEK or value.lower() in CONSTANTS:
             return kind == "cmd" and value in ("euro", "pound", "$")
-        return value.lower() in UNITS and len(value) > 1 or len(value) >= 4 and not value.startswith(("sqrt", "sin", "cos", "tan"))
+        return (value.lower() in UNITS and len(value) > 1) or (
+            len(value) >= 4 and not value.startswith(("sqrt", "sin", "cos", "tan"))
+        )
 
     def unit(self) -> str:
         r"""All words that follow, with `/`, squares and cubes: "cm^2", "miles per hour"."""
@@ -505,7 +511,11 @@ class _Reader:
             elif names and self.peek("^") and self.tokens[self.at + 1].value in ("2", "3"):
                 names[-1] += "^" + self.tokens[self.at + 1].value
                 self.at += 2
-            elif names and self.peek("^") and [t.value for t in self.tokens[self.at + 1 : self.at + 4]] in (["{", "2", "}"], ["{", "3", "}"]):
+            elif (
+                names
+                and self.peek("^")
+                and [t.value for t in self.tokens[self.at + 1 : self.at + 4]] in (["{", "2", "}"], ["{", "3", "}"])
+            ):
                 names[-1] += "^" + self.tokens[self.at + 2].value
                 self.at += 4
             elif names and self.peek("/") and self.tokens[self.at + 1].kind in ("word", "text"):

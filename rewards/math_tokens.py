@@ -29,27 +29,68 @@ class Token(NamedTuple):
 _UNICODE = {
     **dict(zip("−–—‐×⋅·∙∗÷′’", ["-"] * 4 + ["*"] * 5 + ["/", "'", "'"], strict=True)),
     **{"≤": "<=", "≥": ">=", "⩽": "<=", "⩾": ">=", "≠": "!=", "≈": "\\approx ", "∞": "\\infty ", "√": "\\sqrt ", "∪": "\\cup "},
-    **{"∩": "\\cap ", "∈": "\\in ", "°": "^\\circ ", "º": "^\\circ ", "π": "\\pi ", "±": "\\pm ", "∓": "\\mp ", "∅": "\\emptyset "},
+    **{
+        "∩": "\\cap ",
+        "∈": "\\in ",
+        "°": "^\\circ ",
+        "º": "^\\circ ",
+        "π": "\\pi ",
+        "±": "\\pm ",
+        "∓": "\\mp ",
+        "∅": "\\emptyset ",
+    },
     **{"²": "^2", "³": "^3", "⁴": "^4", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)", "⅓": "(1/3)", "⅔": "(2/3)", "％": "%"},
     **{"，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "＝": "=", "ℝ": "\\mathbb{R}", "∖": "\\setminus ", "→": "="},
-    **{"θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "λ": "\\lambda ", "ω": "\\omega ", "φ": "\\phi ", "€": "\\euro ", "£": "\\pound "},
-    **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ", "…": "\\dots "},
+    **{
+        "θ": "\\theta ",
+        "α": "\\alpha ",
+        "β": "\\beta ",
+        "λ": "\\lambda ",
+        "ω": "\\omega ",
+        "φ": "\\phi ",
+        "€": "\\euro ",
+        "£": "\\pound ",
+    },
+    **{
+        "⌊": "\\lfloor ",
+        "⌋": "\\rfloor ",
+        "⌈": "\\lceil ",
+        "⌉": "\\rceil ",
+        "⟨": "\\langle ",
+        "⟩": "\\rangle ",
+        "…": "\\dots ",
+    },
     **{"\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": ""},
 }
 _TRANSLATE = str.maketrans(_UNICODE)
 _OPERATORS = {
-    **{"cdot": "*", "times": "*", "ast": "*", "cdotp": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<="},
+    **{
+        "cdot": "*",
+        "times": "*",
+        "ast": "*",
+        "cdotp": "*",
+        "div": "/",
+        "le": "<=",
+        "leq": "<=",
+        "leqslant": "<=",
+        "leqq": "<=",
+    },
     **{"ge": ">=", "geq": ">=", "geqslant": ">=", "geqq": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "approx": "~"},
     **{"simeq": "~", "in": "in", "cup": "cup", "cap": "cap", "setminus": "setminus", "backslash": "setminus", "pm": "+-"},
     **{"mp": "-+", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "vert": "|", "lvert": "|", "rvert": "|"},
     **{"langle": "<(", "rangle": ")>", "colon": ":", "land": "and", "wedge": "and", "lor": "or", "vee": "or", "to": "="},
     **{"rightarrow": "=", "implies": "=", "Rightarrow": "=", "equiv": "=", "mid": "mid", "|": "|"},
 }
-_SPACING = {"quad", "qquad", "displaystyle", "textstyle", "limits", "nolimits", "mathstrut", "hfill", "left", "right", "middle"}
-_SPACING |= {"big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl", "Biggr", "enspace", "thinspace", "cr"}
-_SPACING |= {",", ";", ":", "!", " ", "\n", "(", ")", "[", "]", "/", "rm", "bf", "it", "boldsymbol", "mathop", "nonumber", "space", "hspace"}
-_TEXT = {"text", "mbox", "textbf", "textit", "textrm", "textnormal", "mathrm", "mathbf", "mathit", "mathsf", "mathtt", "hbox", "operatorname"}
-_TEXT |= {"texttt", "textsf", "mathcal", "mathnormal", "bm", "underline", "emph"}
+_SPACES = """
+quad qquad displaystyle textstyle limits nolimits mathstrut hfill left right middle big Big bigg Bigg bigl bigr Bigl
+Bigr biggl biggr Biggl Biggr enspace thinspace cr rm bf it boldsymbol mathop nonumber space hspace
+"""
+_TEXTS = """
+text mbox textbf textit textrm textnormal mathrm mathbf mathit mathsf mathtt hbox operatorname texttt textsf mathcal
+mathnormal bm underline emph
+"""
+_SPACING = {",", ";", ":", "!", " ", "\n", "(", ")", "[", "]", "/"} | set(_SPACES.split())
+_TEXT = set(_TEXTS.split())
 _FRACTIONS = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom"}
 _TOKEN = re.compile(
     r"(?P<gap>[\s~]+)|(?P<num>\d{1,3}(?:,\d{3})+(?![\d])(?:\.\d+)?|\d{1,3}(?:[ ]\d{3})+(?!\d)(?:\.\d+)?"
@@ -77,7 +118,11 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<!\\)\$+", " ", text).replace("\\(", " ").replace("\\)", " ").replace("\\[", " ").replace("\\]", " ")
     text = re.sub(r"(?<=\d)\s*(?:\{\s*,\s*\}|\\,|,\s*\\!|\\!|\\;|\\:)\s*(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\b(?:np|math|sympy)\.(?=[a-z])", "", text)
-    text = re.sub(r"^(?:approximately|about|exactly|roughly)\s+|\*\*(?=\s*$)|^\*\*", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<=[\d)\]}])(or|and)(?=[A-Z(\[{\\$\d-])", r" \1 ", text)
+    text = re.sub(r"^\\?[\"'`]+|\\?[\"'`]+$", "", text) if text[:1] in "\\\"'`" and text[-1:] in "\"'`" else text
+    text = re.sub(
+        r"^\s*(?:\\approx|approximately|about|exactly|roughly)\s+|\*\*(?=\s*$)|^\s*\*\*", "", text, flags=re.IGNORECASE
+    )
     return re.sub(r"[\s.,;]+$", "", text).strip()
 
 
@@ -98,6 +143,8 @@ def tokens(text: str, thousands: bool = True) -> list[Token]:
             at = match.start() + len(value)
         if kind == "cmd":
             kind, value, at = _command(match["cmd"], text, at)
+        if kind == "word" and value.lower() in ("and", "or"):
+            kind, value = "op", value.lower()
         if kind in ("bad", "dot"):
             raise MathError(f"cannot read {value[:20]!r}")
         if kind == "gap":
