@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rl.schedule import learning_rate
+
 
 @dataclass(frozen=True)
 class Run:
@@ -154,36 +156,56 @@ def difference(old: Config, new: Config) -> list[str]:
 
 def check(config: Config) -> None:
     """What no single field can know: sizes that do not divide, values out of range. Raises ValueError."""
-    r, a, e, learn = config.rollout, config.algorithm, config.evaluate, config.learn
+    r, a, e, learn, g = config.rollout, config.algorithm, config.evaluate, config.learn, config.guard
     for name, value, least in [
-        ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1), ("run.rollouts_every", config.run.rollouts_every, 1),
+        ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1),
+        ("run.seed", config.run.seed, 0), ("data.limit", config.data.limit, 0), ("prompt.max_tokens", config.prompt.max_tokens, 1),
         ("rollout.prompts", r.prompts, 1), ("rollout.group", r.group, 2), ("rollout.max_tokens", r.max_tokens, 1),
-        ("prompt.max_tokens", config.prompt.max_tokens, 1), ("algorithm.minibatches", a.minibatches, 1),
-        ("algorithm.inner_epochs", a.inner_epochs, 1), ("learn.row_tokens", learn.row_tokens, 1),
-        ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("learn.warmup", learn.warmup, 0),
+        *((f"rollout.length_jumps = {[start, tokens]}, max_tokens", tokens, 1) for start, tokens in r.length_jumps),
+        ("algorithm.minibatches", a.minibatches, 1), ("algorithm.inner_epochs", a.inner_epochs, 1),
+        ("algorithm.clip_low", a.clip_low, 0), ("algorithm.clip_high", a.clip_high, 0), ("algorithm.kl", a.kl, 0),
+        ("algorithm.importance_cap", a.importance_cap, 0), ("algorithm.reference_every", a.reference_every, 0),
+        ("learn.row_tokens", learn.row_tokens, 1), ("learn.warmup", learn.warmup, 0), ("learn.weight_decay", learn.weight_decay, 0),
+        ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("evaluate.max_tokens", e.max_tokens, 0),
+        ("evaluate.temperature", e.temperature, 0), ("guard.patience", g.patience, 1), ("guard.mismatch", g.mismatch, 0),
     ]:  # fmt: skip
-        if value < least:
+        if not value >= least:  # so that nan is refused too
             raise ValueError(f"{name} = {value}: must be at least {least}")
+    for name, value in [
+        ("rollout.temperature", r.temperature), ("learn.lr", learn.lr), ("learn.max_grad_norm", learn.max_grad_norm)
+    ]:  # fmt: skip
+        if not value > 0:
+            raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored or learned")
     if r.prompts % a.minibatches:
         raise ValueError(
             f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "
             f"use a divisor of {r.prompts}"
         )
-    if r.temperature <= 0:
-        raise ValueError(f"rollout.temperature = {r.temperature}: exploration needs a temperature above 0; R1 uses 1.0")
-    if not (learn.lr > 0):
-        raise ValueError(f"learn.lr = {learn.lr}: must be above 0")
-    for name in ("clip_low", "clip_high", "kl", "importance_cap"):
-        if getattr(a, name) < 0:
-            raise ValueError(f"algorithm.{name} = {getattr(a, name)}: must not be negative")
     if a.clip_low >= 1:
         raise ValueError(f"algorithm.clip_low = {a.clip_low}: the ratio's lower bound 1 - clip_low must stay above 0")
     if a.reference_every and not a.kl:
         raise ValueError(
             "algorithm.reference_every is set but algorithm.kl = 0: no reference model is in use; set kl or drop it"
         )
+    if not all(0 <= beta < 1 for beta in learn.betas):
+        raise ValueError(f"learn.betas = {list(learn.betas)}: each must be from 0 to below 1")
+    learning_rate_at(config, 0)  # the schedule's own checks, before a model is loaded
     if not config.rewards:
         raise ValueError("no [rewards.NAME] table: a run without a reward learns nothing; see recipes/zero_nano.toml")
+
+
+def updates(config: Config) -> int:
+    """Optimiser updates of the whole run, at least 1."""
+    return max(1, config.run.steps * config.algorithm.minibatches * config.algorithm.inner_epochs)
+
+
+def learning_rate_at(config: Config, update: int) -> float:
+    """The rate of an update (from 0); those after the run's last have the last one's."""
+    c, total = config.learn, updates(config)
+    return learning_rate(
+        min(update, total - 1), kind=c.schedule, base=c.lr, total=total, warmup=min(c.warmup, total),
+        final_ratio=c.final_ratio, milestones=c.milestones, factor=c.factor,
+    )  # fmt: skip
 
 
 def max_tokens_at(config: Config, step: int) -> int:

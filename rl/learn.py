@@ -18,11 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from rl.batch import Counts, count, pack, with_logprobs
-from rl.config import Config
+from rl.config import Config, learning_rate_at
 from rl.loss import policy_loss
 from rl.policy import Policy
 from rl.records import Batch, Group, Row
-from rl.schedule import learning_rate
 
 Advantages = Sequence[Sequence[float | None]]
 
@@ -57,7 +56,6 @@ class Learner:
         if reference is not None:
             reference.to(acc.device).eval().requires_grad_(False)
         self.updates = 0
-        self.total = max(1, config.run.steps * config.algorithm.minibatches * config.algorithm.inner_epochs)
 
     def step(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> dict[str, float]:
         """All updates of one rollout; returns its metrics, means over completion tokens but for `*_max`, `grad_norm` and `lr`."""
@@ -101,7 +99,7 @@ class Learner:
 
     def _update(self, batch: Batch, sums: dict[str, float]) -> None:
         a = self.config.algorithm
-        lr = self._rate()
+        lr = learning_rate_at(self.config, self.updates)
         for i, row in enumerate(batch.rows):
             last = i == len(batch.rows) - 1
             with self.acc.no_sync(self.prepared) if not last else nullcontext():
@@ -136,13 +134,6 @@ class Learner:
         sums["updates"] += 1
         sums["grad_norm"] += norm
         sums["lr"] = lr
-
-    def _rate(self) -> float:
-        c = self.config.learn
-        return learning_rate(
-            min(self.updates, self.total - 1), kind=c.schedule, base=c.lr, total=self.total, warmup=min(c.warmup, self.total),
-            final_ratio=c.final_ratio, milestones=c.milestones, factor=c.factor,
-        )  # fmt: skip
 
     def _means(self, sums: dict[str, float]) -> dict[str, float]:
         names = sorted(set(sums) - {"updates", "lr", "loss", "grad_norm", "mismatch_max"})
