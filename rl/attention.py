@@ -29,6 +29,7 @@ class Block:
     start: int
     stop: int
     mask: Tensor  # bool [stop - start, stop - start]
+    max_k: int  # keys of the longest sequence: the prompt with one completion
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def _blocks(spans: Sequence[Span], length: int, device: torch.device) -> tuple[B
         for i, span in enumerate(group, 1):
             segment[span.start - start : span.stop - start] = i
         visible = (segment[None, :] == 0) | (segment[None, :] == segment[:, None])
-        blocks.append(Block(start, stop, visible.tril().to(device)))
+        max_k = max(s.prompt_stop - s.prompt_start + s.stop - s.start for s in group)
+        blocks.append(Block(start, stop, visible.tril().to(device), max_k))
     if blocks[-1].stop != length:
         raise AssertionError("the spans do not cover the row")
     return tuple(blocks)
@@ -102,13 +104,22 @@ def packed_attention(
     attention_mask: Any,
     scaling: float,
     packing: Layout | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, L, D], key and value [1, H_kv, L, D] -> [1, L, H, D]; `packing` comes from the model's forward call."""
+    """query [1, H, L, D], key and value [1, H_kv, L, D] -> [1, L, H, D]; `packing` comes from the model's forward call.
+
+    ValueError where the architecture wants more than plain causal attention: dropping that would change log-probs silently.
+    """
     if packing is None:
         raise ValueError(
             f"{type(module).__name__} did not hand the row layout to its attention: this architecture cannot learn from packed rows"
         )
+    extra = [name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None]
+    if sliding_window is not None and sliding_window < _longest(packing):
+        extra.append(f"sliding_window = {sliding_window} below a sequence of {_longest(packing)} tokens")
+    if extra:
+        raise ValueError(f"{type(module).__name__} wants {', '.join(extra)}, which attention over packed rows does not do")
     if isinstance(packing, Varlen):
         return _varlen_attention(query, key, value, scaling, packing).unsqueeze(0), None
     repeat = query.shape[1] // key.shape[1]
@@ -127,10 +138,15 @@ def packed_attention(
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
+def _longest(packing: Layout) -> int:
+    return packing.max_k if isinstance(packing, Varlen) else max(b.max_k for b in packing)
+
+
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, packing: Varlen) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Under autocast an fp32 norm weight lifts queries and keys to fp32; flash attention wants them as the values are.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     k, v = k.index_select(0, packing.kv), v.index_select(0, packing.kv)
     return varlen_attn(
         q.contiguous(), k, v, packing.cu_q, packing.cu_k, packing.max_q, packing.max_k,
