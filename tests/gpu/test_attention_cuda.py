@@ -8,7 +8,7 @@ import torch
 from rl.batch import Counts, pack
 from rl.policy import Policy, load_model
 from rl.records import Completion, Group, Prompt
-from tests.tiny import tiny_model
+from tests import tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -37,9 +37,8 @@ def _pass(path: str, device: str, row):
 
 
 @pytest.mark.parametrize("arch", ["qwen3", "qwen2", "llama"])
-def test_varlen_equals_blocks_up_to_bf16(tmp_path, arch):
-    tiny_model(tmp_path, arch)
-    path = str(tmp_path)
+def test_varlen_equals_blocks_up_to_bf16(arch):
+    path = tiny.path(arch)
     row = _row(load_model(path, dtype=torch.float32).config.vocab_size)
     want, got = _pass(path, "cpu", row), _pass(path, "cuda", row)
     torch.testing.assert_close(got[0], want[0], atol=0.15, rtol=0.02)
