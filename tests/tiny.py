@@ -1,66 +1,148 @@
-"""A tiny model with random weights and a tokenizer of its own: real transformers files, made in a folder in a second.
+"""Tiny random models of three families with a byte-level tokenizer, made once a test session in a folder that goes with it.
 
-`tiny` (a fixture of conftest.py) is one such folder a session. Every byte is a token, so any text survives the round trip; the four
-tags are one token each, so that even random completions earn the format reward now and then.
+The weights are wide (std 0.2), so that distributions are far from uniform and gradients far from zero. The vocabulary (330) is not a
+multiple of 64, as an engine that pads its own would like it. Axes: G completions of a group.
 """
 
 from __future__ import annotations
 
+import functools
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-EOS, PAD = "<|endoftext|>", "<|pad|>"
-CONTEXT = 1024
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+import torch
+from torch import Tensor
+
+from rl.policy import Policy, load_model
+from rl.records import Completion, Group, Prompt
+
+FAMILIES = ("qwen3", "qwen2", "llama")
+VOCABULARY = 330
+EOS = 0
+STOPS = [EOS, *range(40, 52)]  # of generation_config: many, so that random models do stop
+SENTENCES = [
+    "A farmer has 12 apples and gives 5 of them away. How many apples are left?",
+    "Anna reads 3 pages a day. How many pages does she read in 14 days?",
+    "Let us think step by step. 12 - 5 = 7, so the answer is 7.",
+    "<think>3 pages times 14 days is 42.</think> <answer>42</answer>",
+]
+_FOLDER = tempfile.TemporaryDirectory(prefix="grpo-tiny-")
 
 
-def tiny_tokenizer(vocabulary: int = 480) -> Any:
-    """A byte-level BPE that knows the R1-Zero template well; EOS, pad, ChatML marks and the tags are tokens of their own."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+@functools.cache
+def path(family: str = "qwen3") -> str:
+    """The folder of a model with its tokenizer."""
+    folder = str(Path(_FOLDER.name) / family)
+    make(_config(family)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make(config: Any, **changes: Any) -> Any:
+    """A model of `config` with random weights, the same each time, and a generation config with STOPS."""
+    from transformers import AutoModelForCausalLM
+
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        # Norms and biases too: left at 1 and 0 they would hide a mix-up.
+        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1 and weight.mean() > 0.5), std=0.2)
+    model.generation_config.eos_token_id = STOPS
+    return model
+
+
+def _config(family: str) -> Any:
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    shape = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": 1,
+    }  # fmt: skip
+    if family == "qwen3":
+        return Qwen3Config(**shape, head_dim=32, tie_word_embeddings=True)
+    if family == "qwen2":
+        return Qwen2Config(**shape, tie_word_embeddings=False)
+    return LlamaConfig(**shape, tie_word_embeddings=False)
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """Byte-level BPE over a few sentences: 318 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from rl.prompts import CHAT_SYSTEM, R1_ZERO
-
     made = Tokenizer(models.BPE())
-    digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence([digits, level]), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[EOS, PAD, "<|im_start|>", "<|im_end|>"],
-    )  # fmt: skip
-    made.train_from_iterator([R1_ZERO, CHAT_SYSTEM] * 3, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=EOS, pad_token=PAD, chat_template=CHAT)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    return tokenizer
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|endoftext|>", "<|pad|>"]
+    made.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(vocab_size=318, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>", pad_token="<|pad|>")
 
 
-def tiny_model(folder: str | Path, arch: str = "qwen3", seed: int = 0, tie: bool = True, context: int = CONTEXT) -> str:
-    """Write a two-layer model ("qwen2", "qwen3" or "llama") and the tokenizer into `folder`; returns the folder's path."""
-    import torch
-    import transformers as hf
+def policy(family: str = "qwen3") -> Policy:
+    """A fresh fp32 policy for packed rows."""
+    return Policy(load_model(path(family), dtype=torch.float32))
 
-    kinds = {
-        "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM),
-        "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM),
-        "llama": (hf.LlamaConfig, hf.LlamaForCausalLM),
-    }
-    config_class, model_class = kinds[arch]
-    tokenizer = tiny_tokenizer()
-    shape = {} if arch == "qwen2" else {"head_dim": 64}
-    config = config_class(
-        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=192,
-        vocab_size=512, tie_word_embeddings=tie, max_position_embeddings=context, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None, pad_token_id=tokenizer.pad_token_id, **shape,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    model = model_class(config)
-    for weight in model.parameters():
-        if weight.ndim == 2:  # wider than the default: log-probs that a wrong mask or position would move
-            torch.nn.init.normal_(weight, std=0.08)
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
-    return str(folder)
+
+def plain(family: str = "qwen3") -> Any:
+    """The same model with transformers' own SDPA attention."""
+    return load_model(path(family), dtype=torch.float32, attention="sdpa")
+
+
+def groups(
+    shapes: Sequence[tuple[int, Sequence[int]]], seed: int = 0, finish: Callable[[int], str] | None = None
+) -> list[Group]:
+    """Random groups, one for each (prompt length, completion lengths). Log-probs are noise unless `with_sampled` sets them."""
+    draw = random.Random(seed)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, VOCABULARY) for _ in range(n))
+
+    made = []
+    for p, (length, lengths_G) in enumerate(shapes):
+        completions = tuple(
+            Completion(tokens(n), tuple(draw.uniform(-3, 0) for _ in range(n)), finish(g) if finish else "stop", "", 0)
+            for g, n in enumerate(lengths_G)
+        )
+        made.append(Group(Prompt(f"p{p}", tokens(length), {"id": f"p{p}", "gold": ""}), completions))
+    return made
+
+
+def padded(model: Any, group: Group, temperature: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs and entropies of each completion by the plain forward pass: prompt + completion, right-padded, one row each.
+
+    This is the reference that packed rows are held against: no packing, no shared prompt, no chunks, the model's own head.
+    """
+    sequences = [group.prompt.ids + c.ids for c in group.completions]
+    width = max(map(len, sequences))
+    ids_GL = torch.tensor([[*s, *[1] * (width - len(s))] for s in sequences])
+    mask_GL = torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sequences])
+    logits_GLV = model(input_ids=ids_GL, attention_mask=mask_GL).logits
+    logprobs, entropies = [], []
+    for g, s in enumerate(sequences):
+        scaled_TV = (logits_GLV[g, len(group.prompt.ids) - 1 : len(s) - 1] / temperature).log_softmax(-1)
+        logprobs.append(scaled_TV.gather(1, torch.tensor(group.completions[g].ids)[:, None])[:, 0])
+        entropies.append(-(scaled_TV.exp() * scaled_TV).sum(-1))
+    return logprobs, entropies
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter's gradient, by name."""
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The norm of the difference over the norm, all tensors together."""
+    assert ours.keys() == theirs.keys()
+    assert ours
+    difference = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
+    return (difference / sum(float(t.double().square().sum()) for t in theirs.values())) ** 0.5
