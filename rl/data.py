@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ Source = Callable[[str], list[Row]]  # split ("train" or "heldout") -> rows
 
 QUESTION_FIELDS = ("question", "problem", "prompt")
 GOLD_FIELDS = ("gold", "expected_answer", "final_answer", "answer")
+SOLUTION_FIELDS = ("solution", "reference_solution", "canonical_solution")  # never enter a row: reinforcement sees golds only
 
 
 def load_rows(name: str, split: str, folder: str = "", sources: Mapping[str, Source] | None = None) -> list[Row]:
@@ -93,7 +94,8 @@ def _gsm8k(split: str, folder: str) -> list[Row]:
         if not mark:
             raise ValueError(f"gsm8k/{part}/{i}: the answer has no '#### gold' line; is this GSM8K?")
         # Only the gold enters the row: reinforcement never sees a solution.
-        rows.append({"id": f"gsm8k/{part}/{i}", "question": r["question"].strip(), "gold": gold.strip(), "kind": "math"})
+        question = str(r.get("question", "")).strip()
+        rows.append({"id": f"gsm8k/{part}/{i}", "question": question, "gold": gold.strip(), "kind": "math"})
         rows[-1]["steps"] = max(1, solution.count("<<"))
     return rows
 
@@ -101,21 +103,35 @@ def _gsm8k(split: str, folder: str) -> list[Row]:
 def _read_file(path: Path) -> list[Row]:
     if not path.exists():
         raise ValueError(f"{path}: no such file; set data.folder to the folder that holds the data sets, or use a hub name")
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+    try:
+        rows = _read_parquet(path) if path.suffix == ".parquet" else list(_read_lines(path))
+    except (OSError, EOFError, UnicodeDecodeError) as error:  # no permission, a broken archive, another encoding
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    return rows
 
+
+def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
         return pq.read_table(path).to_pylist()
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    rows = []
-    with opened as lines:
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a parquet file ({error})") from None
+
+
+def _read_lines(path: Path) -> Iterator[Row]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for n, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {n}: not JSON ({error.msg})") from None
-    return rows
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {n}: {type(row).__name__} is no row; each line must be a JSON object")
+            yield row
 
 
 def _read_hub(name: str, config: str | None, split: str) -> list[Row]:
@@ -136,7 +152,10 @@ def _named(raw: Sequence[Row], name: str) -> list[Row]:
     for i, r in enumerate(raw):
         question = next((r[f] for f in QUESTION_FIELDS if r.get(f)), None)
         gold = next((r[f] for f in GOLD_FIELDS if r.get(f) not in (None, "")), None)
-        rows.append({"kind": "math", **r, "id": str(r.get("id", f"{name}/{i}")), "question": question, "gold": gold})
+        free = {key: value for key, value in r.items() if key not in SOLUTION_FIELDS}
+        if isinstance(gold, str) and "####" in gold:  # GSM8K's own form: a solution, then the gold
+            gold = free["answer"] = gold.rpartition("####")[2].strip()
+        rows.append({"kind": "math", **free, "id": str(r.get("id", f"{name}/{i}")), "question": question, "gold": gold})
     return rows
 
 

@@ -47,6 +47,6 @@ def data_root() -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a tiny random model and its tokenizer; nobody writes into it."""
-    from tests.tiny import tiny_model
+    from tests.tiny_run import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("tiny"))
