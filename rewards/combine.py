@@ -33,9 +33,9 @@ from rewards.score import Reward, Sampled, Score
 
 
 def _code(**options: Any) -> Reward:
-    from rewards.code_tests import code  # starts sandboxes: only for recipes that run programs
+    from rewards.code_tests import code_reward  # reaches for the sandbox: only for recipes that run programs
 
-    return code(**options)
+    return code_reward(**options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {
@@ -105,13 +105,13 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}{_nearest(name, REWARDS)}; there are {sorted(REWARDS)} and module:function")
     factory = REWARDS[name]
-    allowed = list(inspect.signature(factory).parameters.values())
-    names = [p.name for p in allowed if p.kind is not p.VAR_KEYWORD]
-    if len(names) == len(allowed):
-        for option in options:
-            if option not in names:
-                known = ["weight", "gate", *names]
-                raise ValueError(f"rewards.{name} has no option {option!r}{_nearest(option, known)}; it takes {known}")
+    if factory is _code:
+        from rewards.code_tests import code_reward as factory
+    names = list(inspect.signature(factory).parameters)
+    for option in options:
+        if option not in names:
+            known = ["weight", "gate", *names]
+            raise ValueError(f"rewards.{name} has no option {option!r}{_nearest(option, known)}; it takes {known}")
     return Part(name, float(weight), gate, factory(**options))
 
 

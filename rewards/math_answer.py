@@ -106,6 +106,8 @@ def spelling(text: str) -> str:
 def _letters(text: str) -> bool:
     """Whether a gold is words or a choice letter and no formula: `east`, `(C)`, `MAKE`."""
     plain = _WRAPPED.sub(r"\1", text).strip(" .$")
+    if plain in ("odd", "red", "yes", "one", "two", "six", "ten", "all"):
+        return True
     return bool(re.fullmatch(r"\(?[A-J]\)?|[A-Z]{2,}|[A-Za-z]{4,}(?:[ -][A-Za-z]+)*", plain)) and "\\" not in plain
 
 

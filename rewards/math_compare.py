@@ -85,6 +85,8 @@ def _signed(node: Any, sign: int) -> Any:
 
 def _quantities(gold: Node, answer: Node, tolerance: float) -> bool:
     (g, g_unit, g_pct), (a, a_unit, a_pct) = _quantity(gold), _quantity(answer)
+    if a[0] == "mul" and len(a[1]) == 2 and a[1][1] in _LETTERS and a[1][0][0] == "num" == g[0] and not a_unit:
+        a, a_unit = a[1][0], a[1][1][1]  # `5 m`: a unit of one letter behind a bare number
     if g_unit and a_unit and g_unit != a_unit:
         one, two = unit(g_unit), unit(a_unit)
         if one and two:
@@ -101,8 +103,6 @@ def _quantities(gold: Node, answer: Node, tolerance: float) -> bool:
             if g_pct
             else scalars(g, _scaled(a, Fraction(1, 100)), tolerance)
         )
-    if a[0] == "mul" and len(a[1]) == 2 and a[1][1] in _LETTERS and g[0] == "num" == a[1][0][0] and not g_unit:
-        return scalars(g, a[1][0], tolerance)  # `5 m`: a unit of one letter behind a bare number
     return False
 
 
@@ -465,6 +465,8 @@ def _is_region(node: Node) -> bool:
 
 def _regions(gold: Node, answer: Node) -> bool:
     """Membership of both agrees at every end, between the ends, and beyond them."""
+    if not any(_has(n, kind) for n in (gold, answer) for kind in ("rel", "union", "cap", "minus")):
+        return False
     if not any(_is_region(n) or (n[0] in ("list", "set") and any(map(_is_region, n[1]))) for n in (gold, answer)):
         return False
     if not (_is_line(gold) and _is_line(answer)) or gold[0] == answer[0] == "tuple":

@@ -11,10 +11,11 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _SAYS = re.compile(r"\banswers?(?:\*\*)?\s*(?:is|are|was|:|=|to the (?:question|problem) is)(?:\*\*)?\s*:?\s*", re.IGNORECASE)
-_JOINS = re.compile(r"(?:[\s,;$.]|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
+_JOINS = re.compile(r"(?:[\s,;$.]|\+\+|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
 _LABEL = re.compile(r"(?:[\s$]|\\[,;!)(])*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*=[\s$]*")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\\])+)\$", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+_LOOSE = re.compile(r"-?\d+(?:[.,]\d+)*")
 _STATES = re.compile(r".*[A-Za-z$}]\s+(?:is|are|equals?)\s+(?=[^A-Za-z]|[A-Za-z]\b)", re.DOTALL)
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
@@ -43,6 +44,8 @@ def final(text: str) -> str:
     """
     if (answer := extract(text)) is not None:
         return answer
+    if len(text) > 20_000:
+        return text
     formulas = list(_FORMULA.finditer(text))
     outside = _FORMULA.sub(" ", text)
     if formulas and re.search(r"[A-Za-z]{3}", re.sub(r"\b(?:and|or|percent|percentage|pct)\b", "", outside)):
@@ -51,6 +54,8 @@ def final(text: str) -> str:
         return next(g for g in formulas[-1].groups() if g is not None).strip()
     words = re.findall(r"[A-Za-z]{2,}", outside)
     numbers = list(_NUMBER.finditer(text))
+    if not formulas and re.match(r"\s*[A-Za-z]{4,}\s*:", text) and (loose := _LOOSE.findall(text)):
+        return loose[-1]
     if not formulas and len(words) > 3 and numbers and "\\" not in text:
         return numbers[-1][0]
     return text.strip()
@@ -61,6 +66,8 @@ def _opened(answer: str) -> str | None:
     for inner in (_boxed(answer), _says(answer)):
         if inner is not None:
             return inner[1].strip() or None
+    if len(answer) > 1_000:
+        return answer.strip()
     if (states := _STATES.match(answer)) and re.search(r"[A-Za-z]{3}", states[0][:-4]):
         answer = answer[states.end() :]
     elif "\\" not in answer and "$" not in answer and len(re.findall(r"[A-Za-z]{2,}", answer)) > 3:
@@ -91,8 +98,7 @@ def _boxed(text: str) -> tuple[int, str] | None:
         return end, (_boxed(content) or (0, content))[1]
     while boxes:
         gap = text[boxes[-1][1] : start]
-        label = _LABEL.sub("", gap)
-        if len(gap) > 60 or not (_JOINS.fullmatch(gap) or _JOINS.fullmatch(label) or _words_between(gap)):
+        if len(gap) > 60 or not (_JOINS.fullmatch(gap) or _JOINS.fullmatch(_LABEL.sub("", gap)) or _words_between(gap)):
             break
         start, _, before = boxes.pop()
         if before != content:

@@ -51,7 +51,7 @@ for _line in _TABLE.strip().replace("\n ", " ").splitlines():
     for _unit in _units.split():
         _name, _, _size = _unit.partition("=")
         UNITS[_name] = UNITS.setdefault(_name + "s", (_dimension, Fraction(_size)))
-_OTHERS = "euro gbp yuan rupee unit units sq square cubic mph kph people ways way hz rad radian radians am pm per cents"
+_OTHERS = "euro gbp yuan rupee unit units sq square cubic mph kph people ways way hz rad radian radians am pm per"
 for _word in _OTHERS.split():
     UNITS.setdefault(_word, (_word, Fraction(1)))
 

@@ -32,7 +32,10 @@ _END = Token("end", "", False)
 @lru_cache(maxsize=8192)
 def parse(text: str, thousands: bool = True) -> Node:
     """The tree of an answer; MathError when it cannot be read."""
-    reader = _Reader(tokens(clean(text), thousands))
+    text = clean(text)
+    if " " in text and text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    reader = _Reader(tokens(text, thousands))
     node = reader.answer()
     if reader.now is not _END:
         raise MathError(f"cannot read from {reader.now.value!r} on")
@@ -180,9 +183,13 @@ class _Reader:
 
     def starts(self) -> bool:
         """Whether a factor starts here."""
-        kind, value, _ = self.now
+        (kind, value, _), before = self.now, self.tokens[self.at - 1]
         if kind == "op":
-            return value in ("(", "[", "{", "\\{", "<(") or (value == "|" and not self.bars)
+            return value in ("(", "{", "\\{", "<(") or (value == "[" and before.value != "]") or (value == "|" and not self.bars)
+        if kind == "num" and before.kind in ("word", "text"):
+            raise MathError("a number behind a word")
+        if kind == "word" and len(value) > 1 and before.value == "0":
+            raise MathError("a word behind a zero")
         return kind in ("num", "word", "text") or (
             kind == "cmd" and value not in ("\\", "end", "rfloor", "rceil", "right", "&")
         )
@@ -310,6 +317,8 @@ class _Reader:
         if len(value) <= 3:
             self.tokens.insert(self.at, Token("word", value[1:], False))
             return self.letter(value[0])
+        if self.peek("("):
+            raise MathError(f"the unknown function {value!r}")
         return ("sym", low)
 
     def letter(self, value: str) -> Node:
@@ -333,7 +342,7 @@ class _Reader:
             return self.function(value)
         if value in CONSTANTS or low in CONSTANTS:
             return CONSTANTS.get(value, CONSTANTS.get(low))  # type: ignore[return-value]
-        return ("text", " ".join(low.split()))
+        return ("sym", value) if len(value) == 1 else ("text", " ".join(low.split()))
 
     def brackets(self, opened: str) -> Node:
         bars, self.bars = self.bars, 0

@@ -123,7 +123,7 @@ def clean(text: str) -> str:
     text = re.sub(
         r"^\s*(?:\\approx|approximately|about|exactly|roughly)\s+|\*\*(?=\s*$)|^\s*\*\*", "", text, flags=re.IGNORECASE
     )
-    return re.sub(r"[\s.,;]+$", "", text).strip()
+    return text.strip().rstrip(" .,;\n\t\r")
 
 
 def tokens(text: str, thousands: bool = True) -> list[Token]:
@@ -195,7 +195,7 @@ def _text(content: str, at: int) -> tuple[str, str, int]:
         return "op", content.lower(), at
     if re.fullmatch(r"\d+(?:\.\d+)?", content):
         return "num", content, at
-    return ("word" if len(content) == 1 and content.isalpha() else "text"), content, at
+    return ("word" if len(content) == 1 and content.isalpha() and content not in "msghl" else "text"), content, at
 
 
 def _braced(text: str, at: int) -> tuple[str, int]:
