@@ -15,6 +15,8 @@ What a problem's row may hold (first match counts):
 
 from __future__ import annotations
 
+import ast
+import builtins
 import functools
 import json
 import math
@@ -62,7 +64,8 @@ def read_tests(problem: Mapping[str, Any]) -> Tests:
     asserts = problem.get("asserts") or problem.get("test_list")
     if asserts:
         setup = (*(problem.get("test_imports") or ()), problem.get("test_setup_code") or "")
-        return Tests("asserts", (asserts,) if isinstance(asserts, str) else tuple(asserts), "", setup, tolerance)
+        asserts = (asserts,) if isinstance(asserts, str) else tuple(asserts)
+        return Tests("asserts", asserts, entry or tested_builtin(asserts), setup, tolerance)
     given = problem.get("input_output") or problem.get("tests")
     if isinstance(given, str):
         given = json.loads(given)
@@ -84,6 +87,17 @@ def read_tests(problem: Mapping[str, Any]) -> Tests:
         return Tests("functions", tuple(cases), entry, (), tolerance)
     joined = [tuple("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in pair) for pair in zip(inputs, outputs, strict=True)]
     return Tests("stdio", tuple(joined), "", (), tolerance)
+
+
+def tested_builtin(asserts: tuple[str, ...]) -> str:
+    """The function that these asserts test, when it has a builtin's name: `sum` in "assert sum(10, 15) == 6".
+
+    Only asserts that name nothing but builtins can test such a function; in all others a builtin is Python's own, whatever the program defines.
+    """
+    trees = [ast.parse(text) for text in asserts]
+    names = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    calls = [n.func.id for n in ast.walk(trees[0]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    return calls[0] if calls and all(hasattr(builtins, n) for n in names) else ""
 
 
 def _arguments(given: Any) -> list[Any]:

@@ -219,12 +219,12 @@ class Held:
 
 
 class Names(dict):
-    """The tests' own names; what they do not define is the program's."""
+    """The tests' own names; what they do not define, and neither Python nor its library has, is the program's."""
 
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
             raise KeyError(name)
-        return Held(name)
+        return importlib.import_module(name) if name in sys.stdlib_module_names else Held(name)
 
 
 def run_checks(setup: list[str], asserts: list[str], entry: str, check: str, every: bool) -> int:
@@ -261,12 +261,11 @@ def confine(order: dict[str, Any], ruleset: int) -> None:
     limits.prctl(4, 0)  # no core, and nobody of the same uid may look in
     limits.limit(order["wall_s"], order["memory_mb"], order["tasks"])
     if order["isolate"]:
-        limits.prctl(38, 1)  # no new privileges
         if ruleset >= 0:
             limits.landlock_enter(ruleset)
     os.closerange(5, 4096)
     if order["isolate"]:
-        limits.install_filter(limits.seccomp_filter(os.getpid()))
+        limits.install_filter(limits.program_filter(os.getpid()))
 
 
 def run_child(order: dict[str, Any], fds: list[int], ruleset: int) -> None:
@@ -355,6 +354,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     sys.modules["__main__"].__dict__.pop("__annotations__", None)
     sys.setswitchinterval(0.005)
+    if setup["isolate"]:
+        limits.prctl(38, 1)  # no new privileges
+        limits.install_filter(limits.worker_filter())
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -3,7 +3,7 @@
 None, booleans, strings, finite and other floats and ints below 2**63 stand for themselves; the rest is a tagged array:
   ["l", ...] list   ["t", ...] tuple   ["s", ...] set   ["f", ...] frozenset   ["d", key, value, ...] dict   ["i", hex] big int
   ["b", latin-1] bytes   ["c", re, im] complex   ["m", text] Decimal   ["q", n, d] Fraction   ["r", start, stop, step] range
-  ["n", dtype, nested list] numpy array   ["h", id, type name] an object that stays in the program (a handle)
+  ["n", dtype, nested list] numpy array   ["y", name] one of the builtin types   ["h", id, type name] an object that stays in the program (a handle)
 A subclass travels as its builtin base, so an overridden `__eq__` never leaves the sandbox.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 DEPTH = 100  # of nesting; honest results are far below, and every reader here is recursive
+TYPES = {t.__name__: t for t in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, type(None))}
 SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
 
@@ -53,6 +54,8 @@ def encode(value: Any, keep: Callable[[Any], int | str] | None = None, depth: in
         return encode(value.item(), keep, depth + 1)
     if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.kind in "biufcSU":
         return ["n", value.dtype.str, encode(value.tolist(), keep, depth + 1)]
+    if type(value) is type and TYPES.get(value.__name__) is value:
+        return ["y", value.__name__]
     if keep is None:
         raise TypeError(f"{type(value).__name__} is not plain data")
     return ["h", keep(value), type(value).__name__[:80]]
@@ -79,6 +82,8 @@ def decode(data: Any, handle: Callable[[Any, str], Any] | None = None, depth: in
             nested = decode(rest[1], handle, depth + 1)
             numpy = sys.modules.get("numpy")
             return nested if numpy is None else numpy.array(nested, dtype=numpy.dtype(str(rest[0])))
+        if tag == "y":
+            return TYPES[rest[0]]
         if tag == "i":
             return int(rest[0], 16)
         if tag == "b":

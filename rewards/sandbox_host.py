@@ -145,14 +145,24 @@ def bubblewrap(readable: list[str], root: bool) -> list[str]:
     args = [tool, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent"]
     args += ["--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
     args += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
-    for path in [*readable, *OURS]:
-        if os.path.islink(path):
-            args += ["--symlink", os.readlink(path), path]
-        elif not any(path.startswith(r + "/") for r in readable):
-            args += ["--ro-bind", path, path]
+    real = [p for p in [*readable, *OURS] if not os.path.islink(p) and not any(p.startswith(r + "/") for r in readable)]
+    for folder in sorted({f for p in real for f in parents(p)}):
+        args += ["--dir", folder]  # 0755; bubblewrap's own choice would copy a private folder's mode
+    for path in real:
+        args += ["--ro-bind", path, path]
+    for path in filter(os.path.islink, readable):
+        args += ["--symlink", os.readlink(path), path]
     for device in DEVICES:
         args += ["--dev-bind", device, device]
     return [*args, "--remount-ro", "/", "--chdir", "/"]
+
+
+def parents(path: str) -> list[str]:
+    """`parents("/a/b/c") == ["/a/b", "/a"]`"""
+    found = []
+    while (path := os.path.dirname(path)) != "/":
+        found.append(path)
+    return found
 
 
 @functools.cache

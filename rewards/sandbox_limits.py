@@ -1,6 +1,6 @@
 """What a sandboxed program may ask of the kernel: seccomp, Landlock, rlimits and the uid drop, by ctypes only.
 
-Used inside the sandbox's worker (`sandbox_child.py`), on both sides of its fork. The system-call filter is a list of what is allowed:
+Used inside the sandbox's worker (`sandbox_child.py`), on both sides of its fork: it confines itself once, then each program more. The system-call filter is a list of what is allowed:
 everything unknown gets ENOSYS (so that libc falls back), everything named in `REFUSED` gets EPERM. Threads are allowed, processes
 are not: no fork, exec, network, shared memory, ptrace, signals to others, nor limits of others. A program can neither send itself
 SIGKILL nor lower its own CPU limit, so that a SIGKILL which the worker did not send is a fault of the machine and not a trick to
@@ -36,14 +36,17 @@ ALLOWED = {
     "membarrier": 324, "statx": 332, "rseq": 334, "close_range": 436, "faccessat2": 439,
 }  # fmt: skip
 REFUSED = {
-    "socket": 41, "connect": 42, "accept": 43, "sendmsg": 46, "recvmsg": 47, "bind": 49, "listen": 50, "fork": 57, "vfork": 58,
+    "socket": 41, "connect": 42, "accept": 43, "sendmsg": 46, "bind": 49, "listen": 50, "fork": 57, "vfork": 58,
     "execve": 59, "shmget": 29, "ptrace": 101, "chmod": 90, "chown": 92, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86,
     "unlink": 87, "symlink": 88, "setpgid": 109, "setsid": 112, "setuid": 105, "setgid": 106, "setrlimit": 160, "setpriority": 141,
     "sched_setaffinity": 203, "tkill": 200, "unlinkat": 263, "renameat2": 316, "mkdirat": 258, "memfd_create": 319, "execveat": 322,
     "unshare": 272, "setns": 308, "mount": 165, "bpf": 321, "io_uring_setup": 425, "process_vm_readv": 310, "process_vm_writev": 311,
-    "pidfd_open": 434, "pidfd_getfd": 438, "pidfd_send_signal": 424,
+    "pidfd_getfd": 438, "pidfd_send_signal": 424,
 }  # fmt: skip
-IOCTL, CLONE, SENDTO, SOCKETPAIR, FCNTL, KILL, TGKILL, PRCTL, PRLIMIT = 16, 56, 44, 53, 72, 62, 234, 157, 302
+# what the worker does besides: fork, wait, signal and hear its programs, and take their rights away
+WORKER = {"recvmsg": 47, "clone": 56, "wait4": 61, "kill": 62, "prctl": 157, "tgkill": 234, "prlimit64": 302,
+          "seccomp": 317, "pidfd_open": 434, "landlock_restrict_self": 446}  # fmt: skip
+IOCTL, SENDTO, SOCKETPAIR, FCNTL = 16, 44, 53, 72
 NAMESPACES = 0x7E020080  # every CLONE_NEW* flag
 CLONE_THREAD = 0x00010000
 EPERM, ENOSYS = 1, 38
@@ -59,41 +62,49 @@ def _low(arg: int) -> bytes:
     return _op(LD, 16 + 8 * arg)
 
 
+ALLOW, DENY, NUMBER = _op(RET, RET_ALLOW), _op(RET, RET_ERRNO | EPERM), _op(LD, 0)
+
+
 def _any_of(arg: int, values: tuple[int, ...]) -> list[bytes]:
     """Allow when the low word of `arg` is one of `values`, else EPERM."""
-    ops = [_low(arg)]
-    for v in values:
-        ops += [_op(JEQ, v, 0, 1), _op(RET, RET_ALLOW)]
-    return [*ops, _op(RET, RET_ERRNO | EPERM)]
+    return [_low(arg), *(op for v in values for op in (_op(JEQ, v, 0, 1), ALLOW)), DENY]
 
 
-def seccomp_filter(pid: int) -> bytes:
-    """The BPF program for the process `pid`, which is the only one that it may signal."""
-    deny, allow = _op(RET, RET_ERRNO | EPERM), _op(RET, RET_ALLOW)
-    signal_self = [_low(0), _op(JEQ, pid, 1, 0), deny]
-    special = {
-        CLONE: [_low(0), _op(JSET, NAMESPACES, 0, 1), deny, _op(JSET, CLONE_THREAD, 1, 0), deny, allow],
-        KILL: [*signal_self, _low(1), _op(JEQ, 9, 0, 1), deny, allow],
-        TGKILL: [*signal_self, _low(2), _op(JEQ, 9, 0, 1), deny, allow],
+def _cases(blocks: dict[int, list[bytes]]) -> list[bytes]:
+    """For each system call its block; every path of a block returns."""
+    return [op for number, block in blocks.items() for op in (_op(JEQ, number, 0, len(block)), *block)]
+
+
+def worker_filter() -> bytes:
+    """BPF for the worker and all it forks: the allowed calls, the worker's own, and nothing else."""
+    blocks = dict.fromkeys([*ALLOWED.values(), *WORKER.values()], [ALLOW])
+    blocks |= {
         # no F_SETOWN, F_SETSIG, FIOSETOWN (signals to others by way of a pipe), no F_SETPIPE_SZ, no leases, no terminal tricks
         FCNTL: _any_of(1, (0, 1, 2, 3, 4, 1030)),
         IOCTL: _any_of(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
-        PRCTL: _any_of(0, (15, 16, 0x53564D41)),  # thread names and malloc's names for memory
-        # own limits may be read; of the limits only the stack's may be set (programs do that before deep recursion)
-        PRLIMIT: [_low(0), _op(JEQ, 0, 1, 0), deny, _low(2), _op(JEQ, 0, 0, 3), _op(LD, 36), _op(JEQ, 0, 0, 1), allow]
-        + _any_of(1, (resource.RLIMIT_STACK,)),
         # an event loop wakes itself through a pair of connected stream sockets: no address can be given to them
-        SOCKETPAIR: [_low(0), _op(JEQ, 1, 1, 0), deny, _low(1), _op(AND, 0xF), _op(JEQ, 1, 1, 0), deny, allow],
-        SENDTO: [_low(4), _op(JEQ, 0, 1, 0), deny, _op(LD, 52), _op(JEQ, 0, 1, 0), deny, allow],
+        SOCKETPAIR: [_low(0), _op(JEQ, 1, 1, 0), DENY, _low(1), _op(AND, 0xF), _op(JEQ, 1, 1, 0), DENY, ALLOW],
+        SENDTO: [_low(4), _op(JEQ, 0, 1, 0), DENY, _op(LD, 52), _op(JEQ, 0, 1, 0), DENY, ALLOW],
     }
-    ops = [_op(LD, 4), _op(JEQ, 0xC000003E, 1, 0), _op(RET, RET_KILL), _op(LD, 0), _op(JGE, 0x40000000, 0, 1), _op(RET, RET_KILL)]
-    for number in ALLOWED.values():
-        ops += [_op(JEQ, number, 0, 1), allow]
-    for number, block in special.items():
-        ops += [_op(JEQ, number, 0, len(block)), *block]
-    for number in REFUSED.values():
-        ops += [_op(JEQ, number, 0, 1), deny]
-    return b"".join([*ops, _op(RET, RET_ERRNO | ENOSYS)])
+    blocks |= {n: [DENY] for n in REFUSED.values() if n not in blocks}
+    head = [_op(LD, 4), _op(JEQ, 0xC000003E, 1, 0), _op(RET, RET_KILL), NUMBER, _op(JGE, 0x40000000, 0, 1), _op(RET, RET_KILL)]
+    return b"".join([*head, *_cases(blocks), _op(RET, RET_ERRNO | ENOSYS)])
+
+
+def program_filter(pid: int) -> bytes:
+    """BPF on top of `worker_filter` for the process `pid`: takes the worker's own calls away. It may signal nobody but itself."""
+    me = [_low(0), _op(JEQ, pid, 1, 0), DENY]
+    blocks = dict.fromkeys(WORKER.values(), [DENY])
+    blocks |= {
+        WORKER["clone"]: [_low(0), _op(JSET, NAMESPACES, 0, 1), DENY, _op(JSET, CLONE_THREAD, 1, 0), DENY, ALLOW],
+        WORKER["kill"]: [*me, _low(1), _op(JEQ, 9, 0, 1), DENY, ALLOW],
+        WORKER["tgkill"]: [*me, _low(2), _op(JEQ, 9, 0, 1), DENY, ALLOW],
+        WORKER["prctl"]: _any_of(0, (15, 16, 0x53564D41)),  # names of threads, and malloc's of memory
+        # own limits may be read; of the limits only the stack's may be set (programs do that before deep recursion)
+        WORKER["prlimit64"]: [_low(0), _op(JEQ, 0, 1, 0), DENY, _low(2), _op(JEQ, 0, 0, 3), _op(LD, 36), _op(JEQ, 0, 0, 1), ALLOW]
+        + _any_of(1, (resource.RLIMIT_STACK,)),
+    }
+    return b"".join([NUMBER, *_cases(blocks), ALLOW])
 
 
 def prctl(option: int, value: int = 0) -> None:
