@@ -215,7 +215,9 @@ def _encode_chunk(chunk: int, count: int, seed: int, mix: Mix, tokenizer_json: s
 
 def encode(count: int, seed: int, mix: Mix, tokenizer_json: str, avoid: list[dict[str, Any]], processes: int) -> Encoded:
     """`count` documents as token ids, made by several processes; independent of their number. `avoid`: rows to measure overlap with."""
-    known = frozenset(row["question"] for row in avoid) | frozenset(fingerprint(row["situation"], row["question"]) for row in avoid)
+    known = frozenset(row["question"] for row in avoid) | frozenset(
+        fingerprint(row["situation"], row["question"]) for row in avoid
+    )
     work = partial(_encode_chunk, count=count, seed=seed, mix=mix, tokenizer_json=tokenizer_json, avoid=known)
     chunks = range(-(-count // _CHUNK))
     if processes == 1:

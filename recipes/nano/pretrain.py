@@ -1,4 +1,4 @@
-"""The tiny base model, pretrained from scratch: `python -m recipes.nano.pretrain --out DIR --documents 3000000 --seed 0`.
+"""The tiny base model, pretrained from scratch: `python -m recipes.nano.pretrain --out DIR --documents 2000000 --seed 0`.
 
 Writes a folder that transformers and vLLM load as they do any model, with manifest.json beside it: what it was made of. Needs a GPU
 for a few minutes; on a CPU it runs too, for tests. Everything is tokenised first and stays on the device.
@@ -183,7 +183,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--documents", type=int, default=3_000_000)
+    parser.add_argument("--documents", type=int, default=2_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)

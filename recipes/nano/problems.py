@@ -26,8 +26,50 @@ LARGEST = 999
 _COMFORT = 300  # a product may not carry the running quantity beyond this
 _HELDOUT_SHARE = 8  # one fingerprint in 8 is held out
 
-_SHE = "Mia Emma Ava Lily Zoe Anna Ella Grace Ruby Nora Maya Rosa Lucy Sara Jane Amy Kate Lena Tina Olga".split()
-_HE = "Tom Ben Sam Max Leo Jack Omar Luke Noah Adam Ivan Hugo Paul Eric Dan Finn Carl Theo Raj Ken".split()
+_SHE = [
+    "Mia",
+    "Emma",
+    "Ava",
+    "Lily",
+    "Zoe",
+    "Anna",
+    "Ella",
+    "Grace",
+    "Ruby",
+    "Nora",
+    "Maya",
+    "Rosa",
+    "Lucy",
+    "Sara",
+    "Jane",
+    "Amy",
+    "Kate",
+    "Lena",
+    "Tina",
+    "Olga",
+]
+_HE = [
+    "Tom",
+    "Ben",
+    "Sam",
+    "Max",
+    "Leo",
+    "Jack",
+    "Omar",
+    "Luke",
+    "Noah",
+    "Adam",
+    "Ivan",
+    "Hugo",
+    "Paul",
+    "Eric",
+    "Dan",
+    "Finn",
+    "Carl",
+    "Theo",
+    "Raj",
+    "Ken",
+]
 _PRONOUNS = {
     True: {"He": "She", "he": "she", "His": "Her", "his": "her", "him": "her"},
     False: {"He": "He", "he": "he", "His": "His", "his": "his", "him": "him"},
@@ -138,7 +180,9 @@ def _start(rng: random.Random, sentence: Sentence) -> tuple[int, int]:
 
 def _bind(steps: tuple[Step, ...], a: int, b: int) -> tuple[Step, ...]:
     values: dict[Operand, int] = {"a": a, "b": b}
-    return tuple((target, operator, values.get(left, left), values.get(right, right)) for target, operator, left, right in steps)
+    return tuple(
+        (target, operator, values.get(left, left), values.get(right, right)) for target, operator, left, right in steps
+    )
 
 
 def _extend(rng: random.Random, sentence: Sentence, x: int) -> tuple[int, int, tuple[Step, ...], tuple[int, ...]] | None:
@@ -238,7 +282,9 @@ def problems(part: str, count: int, seed: int, steps: tuple[int, ...] = STEPS) -
         if drawn.fingerprint in known:
             misses += 1
             if misses > 1000 + 20 * count:
-                raise ValueError(f"nano problems: there are no {count} different problems of {steps} steps in {part}; ask for fewer")
+                raise ValueError(
+                    f"nano problems: there are no {count} different problems of {steps} steps in {part}; ask for fewer"
+                )
             continue
         known.add(drawn.fingerprint)
         rows.append(_row(drawn, f"nano/{part}/{seed}/{len(rows)}"))

@@ -1,0 +1,69 @@
+"""The script that makes the nano base, run small."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from recipes.nano.evaluate_base import evaluate  # noqa: E402
+from recipes.nano.pretrain import document_loss, parse, pretrain, rate_at  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("nano") / "base"
+    shape = "--hidden 64 --layers 1 --heads 1 --intermediate 64 --rate 0.01"
+    options = parse(f"--out {out} --documents 300 --batch-tokens 3000 --processes 1 {shape}".split())
+    torch.set_num_threads(2)
+    return out, pretrain(options)
+
+
+def test_loss_falls_and_the_manifest_tells(made) -> None:
+    out, manifest = made
+    assert len(manifest["loss_curve"]) >= 15
+    assert manifest["final_loss"] < 0.7 * manifest["loss_curve"][0]
+    assert manifest["heldout_overlap"] == 0
+    assert manifest["documents"] == 300
+    assert json.loads((out / "manifest.json").read_text())["mix"]["shares"]["bare"] > 0
+    assert "/" not in json.dumps(manifest["settings"])  # no path of the machine it was made on
+
+
+def test_loads_as_any_model(made) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out, manifest = made
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.model_type == "qwen3"
+    assert model.config.tie_word_embeddings
+    assert sum(p.numel() for p in model.parameters()) == manifest["parameters"]
+    assert model.config.eos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
+    assert (out / "model.safetensors").stat().st_size < 10_000_000
+
+
+def test_evaluation_counts(made) -> None:
+    figures = evaluate(made[0], count=4, samples=2, limit=8)
+    assert set(figures["table"]["all"]) == {"greedy", "pass@1", "pass@2"}
+    assert sum(kind["share"] for kind in figures["kinds"].values()) == pytest.approx(1)
+
+
+def test_document_loss_ignores_padding_and_weighs_prompts() -> None:
+    class Uniform(torch.nn.Module):
+        """Logits that favour token 1, whatever stands before."""
+
+        def forward(self, ids, use_cache):
+            logits = torch.zeros(*ids.shape, 4)
+            logits[..., 1] = 1.0
+            return type("Out", (), {"logits": logits})
+
+    ids = torch.tensor([[2, 3, 1, 1, 0, 0]], dtype=torch.int16)  # prompt 2 3, completion 1 1, padding 0 0
+    total, completion = document_loss(Uniform(), ids, torch.tensor([4]), torch.tensor([2]))
+    norm = torch.logsumexp(torch.tensor([0.0, 1.0, 0.0, 0.0]), 0)
+    assert completion == pytest.approx(float(norm - 1), abs=1e-6)
+    assert total == pytest.approx(float((0.1 * norm + 2 * (norm - 1)) / 2.1), abs=1e-6)
+
+
+def test_rate_warms_up_and_ends_low() -> None:
+    assert rate_at(0, 100) == pytest.approx(1 / 3)
+    assert rate_at(3, 100) == pytest.approx(1.0)
+    assert rate_at(99, 100) < 0.03
