@@ -13,8 +13,8 @@ STOPS = re.compile(r"\n(?:```|if __name__|print\(|assert |# ?(?:Test|Example)|<\
 def extract_code(completion: str, prompt: str = "", entry: str = "") -> str:
     """The program of `completion`, empty if there is none.
 
-    The last fenced Python block after the thinking; without one the text itself: with a `prompt` (HumanEval's: imports, helpers and the head
-    of the function `entry`) it is taken for the continuation of that prompt unless it defines `entry` itself.
+    The last fenced Python block after the thinking; without one the text itself: with a `prompt` (HumanEval's: imports, helpers and
+    the head of the function `entry`) it is taken for the continuation of that prompt unless it defines `entry` itself.
 
     >>> extract_code("Sure:\\n```python\\nx = 1\\n```\\nDone.")
     'x = 1\\n'
@@ -42,8 +42,14 @@ def extract_code(completion: str, prompt: str = "", entry: str = "") -> str:
 
 def defines(code: str, entry: str) -> bool:
     """Does `code` define `entry` (the first part of a dotted name) at the left margin?"""
-    return bool(entry) and re.search(rf"^(?:async +def|def|class) +{re.escape(entry.partition('.')[0])}\b|^{re.escape(entry)} *=", code, re.M) is not None
+    return (
+        bool(entry)
+        and re.search(rf"^(?:async +def|def|class) +{re.escape(entry.partition('.')[0])}\b|^{re.escape(entry)} *=", code, re.M)
+        is not None
+    )
 
 
 def looks_like_code(text: str) -> bool:
-    return re.search(r"^(?:def |class |import |from \w|print\(|for |while |[A-Za-z_][\w, ]* *=)", text, re.MULTILINE) is not None
+    return (
+        re.search(r"^(?:def |class |import |from \w|print\(|for |while |[A-Za-z_][\w, ]* *=)", text, re.MULTILINE) is not None
+    )

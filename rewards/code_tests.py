@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.code_extract import extract_code
-from rewards.sandbox import Limits, Program, Run, Sandbox, image_for, refuse
+from rewards.sandbox import Sandbox, image_for, refuse
 from rewards.sandbox_codec import encode, same
+from rewards.sandbox_run import Limits, Program, Run
 from rewards.score import Reward, Sampled, Score
 
 RETRIES = 2  # after an infrastructure fault, before the sample is masked
@@ -83,16 +84,23 @@ def read_tests(problem: Mapping[str, Any]) -> Tests:
             f"problem {name} has no tests: it needs test and entry_point, asserts, inputs and outputs of one length, or stdin and stdout"
         )
     if entry:
-        cases = [(_arguments(i), json.loads(o) if isinstance(i, str) and isinstance(o, str) else o) for i, o in zip(inputs, outputs, strict=True)]
+        cases = [
+            (_arguments(i), json.loads(o) if isinstance(i, str) and isinstance(o, str) else o)
+            for i, o in zip(inputs, outputs, strict=True)
+        ]
         return Tests("functions", tuple(cases), entry, (), tolerance)
-    joined = [tuple("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in pair) for pair in zip(inputs, outputs, strict=True)]
+    joined = [
+        tuple("\n".join(map(str, x)) if isinstance(x, list) else str(x) for x in pair)
+        for pair in zip(inputs, outputs, strict=True)
+    ]
     return Tests("stdio", tuple(joined), "", (), tolerance)
 
 
 def tested_builtin(asserts: tuple[str, ...]) -> str:
     """The function that these asserts test, when it has a builtin's name: `sum` in "assert sum(10, 15) == 6".
 
-    Only asserts that name nothing but builtins can test such a function; in all others a builtin is Python's own, whatever the program defines.
+    Only asserts that name nothing but builtins can test such a function; in all others a builtin is Python's own, whatever the
+    program defines.
     """
     trees = [ast.parse(text) for text in asserts]
     names = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
@@ -172,7 +180,7 @@ def _functions(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits:
     if reply[0] != "v":
         crashed, failure = reply[0] is None, f"{reply[1]}: {reply[2]}"
     for number, (args, expected) in enumerate(tests.cases, 1):
-        if crashed or failure and not every:
+        if crashed or (failure and not every):
             break
         program.send(["call", tests.entry, encode(tuple(args)), ["d"]])
         reply = _reply(program.frame())
@@ -210,7 +218,14 @@ def _ended(sandbox: Sandbox, program: Program, crashed: bool, verdict: Verdict) 
 def _asserts(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
     """The tests run in a second worker; what they do with the program's names goes to the first, the answers go back."""
     checking = tests.kind == "check"
-    job = {"mode": "checks", "setup": list(tests.setup), "asserts": list(tests.cases), "entry": tests.entry, "check": "", "every": every}
+    job = {
+        "mode": "checks",
+        "setup": list(tests.setup),
+        "asserts": list(tests.cases),
+        "entry": tests.entry,
+        "check": "",
+        "every": every,
+    }
     if checking:
         job.update(setup=[*tests.setup, *tests.cases], asserts=[], check="check")
     program = sandbox.start(image_for(source), {"mode": "functions", "source": source}, limits=limits)
@@ -240,7 +255,11 @@ def _asserts(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: L
         return _ended(sandbox, program, crashed, verdict)
     program.kill("ended")
     sandbox.finish(program)
-    return replace(verdict, kind="fail" if checked.kind in ("ok", "ended", "crash") else checked.kind, detail=f"its tests ended: {checked.detail}")
+    return replace(
+        verdict,
+        kind="fail" if checked.kind in ("ok", "ended", "crash") else checked.kind,
+        detail=f"its tests ended: {checked.detail}",
+    )
 
 
 def _shown(text: str) -> str:
@@ -248,12 +267,17 @@ def _shown(text: str) -> str:
 
 
 def code_reward(
-    partial: bool = False, wall_s: float = 4.0, budget_s: float = 8.0, memory_mb: int = 1024, tier: str = "auto", sandbox_url: str = ""
+    partial: bool = False,
+    wall_s: float = 6.0,
+    budget_s: float = 9.0,
+    memory_mb: int = 1024,
+    tier: str = "auto",
+    sandbox_url: str = "",
 ) -> Reward:
     """The reward of a recipe: 1 when all tests pass, else 0; with `partial` the share of tests passed.
 
-    `wall_s` is for one program, `budget_s` for all tests of a sample, both in seconds; `tier` as in `sandbox.Sandbox`; `sandbox_url` names a
-    SandboxFusion server to run programs on instead. A fault of the sandbox itself is retried, then the value is None (masked).
+    `wall_s` is for one program, `budget_s` for all tests of a sample, both in seconds; `tier` as in `sandbox.Sandbox`; `sandbox_url`
+    names a SandboxFusion server to run programs on instead. A fault of the sandbox itself is retried, then the value is None (masked).
     """
     limits = Limits(wall_s=wall_s, memory_mb=memory_mb)
 
@@ -275,7 +299,9 @@ def value_of(verdict: Verdict, partial: bool = False) -> float | None:
     return verdict.passed / verdict.total if partial else float(verdict.kind == "pass" and verdict.passed == verdict.total)
 
 
-def grade(sandbox: Sandbox, completion: str, problem: Mapping[str, Any], tests: Tests, partial: bool, budget_s: float) -> Verdict:
+def grade(
+    sandbox: Sandbox, completion: str, problem: Mapping[str, Any], tests: Tests, partial: bool, budget_s: float
+) -> Verdict:
     head = str(problem.get("prompt") or "") if tests.kind == "check" else ""
     source = extract_code(completion, head, tests.entry)
     if not source.strip():

@@ -3,7 +3,8 @@
 None, booleans, strings, finite and other floats and ints below 2**63 stand for themselves; the rest is a tagged array:
   ["l", ...] list   ["t", ...] tuple   ["s", ...] set   ["f", ...] frozenset   ["d", key, value, ...] dict   ["i", hex] big int
   ["b", latin-1] bytes   ["c", re, im] complex   ["m", text] Decimal   ["q", n, d] Fraction   ["r", start, stop, step] range
-  ["n", dtype, nested list] numpy array   ["y", name] one of the builtin types   ["h", id, type name] an object that stays in the program (a handle)
+  ["n", dtype, nested list] numpy array   ["y", name] one of the builtin types
+  ["h", id, type name] an object that stays in the program (a handle)
 A subclass travels as its builtin base, so an overridden `__eq__` never leaves the sandbox.
 """
 
@@ -17,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 DEPTH = 100  # of nesting; honest results are far below, and every reader here is recursive
-TYPES = {t.__name__: t for t in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, type(None))}
+_BUILTIN: tuple[type, ...] = (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, type(None))
+TYPES = {t.__name__: t for t in _BUILTIN}
 SEQUENCES = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
 
@@ -99,14 +101,14 @@ def decode(data: Any, handle: Callable[[Any, str], Any] | None = None, depth: in
 def same(data: Any, want: Any, tolerance: float = 0.0, depth: int = 0) -> bool:
     """Is the tagged `data` of a program equal to the trusted value `want`?
 
-    Python's `==`, but lists and tuples are alike (JSON has no tuples), nan equals nan, and with `tolerance` numbers may differ by that much,
-    absolutely or relatively. The data are walked along `want`: nothing that the program chose is hashed into a table of ours, and nothing
-    larger than the expected value is looked at.
+    Python's `==`, but lists and tuples are alike (JSON has no tuples), nan equals nan, and with `tolerance` numbers may differ by
+    that much, absolutely or relatively. The data are walked along `want`: nothing that the program chose is hashed into a table of
+    ours, and nothing larger than the expected value is looked at.
     """
     if depth > DEPTH:
         return False
     tag, rest = (data[0], data[1:]) if type(data) is list and data else (None, [])
-    if tag in ("l", "t") or tag == "n" and len(rest) == 2 and type(rest[1]) is list:
+    if tag in ("l", "t") or (tag == "n" and len(rest) == 2 and type(rest[1]) is list):
         if tag == "n":
             rest = rest[1][1:]
         if not isinstance(want, list | tuple) or len(rest) != len(want):
@@ -120,14 +122,16 @@ def same(data: Any, want: Any, tolerance: float = 0.0, depth: int = 0) -> bool:
             found = {k for k, v in pairs if k in want and same(v, want[k], tolerance, depth + 1)}
             return len(found) == len(want)
         if tag in ("s", "f"):
-            return isinstance(want, set | frozenset) and len(rest) == len(want) == len({x for x in map(decode, rest) if x in want})
+            return isinstance(want, set | frozenset) and len(rest) == len(want) == len(
+                {x for x in map(decode, rest) if x in want}
+            )
         got = decode(data)
     except (ValueError, TypeError, RecursionError):
         return False
     if isinstance(got, int | float) and isinstance(want, int | float):
         if got != got or want != want:
             return got != got and want != want
-        return got == want or tolerance > 0 and close(got, want, tolerance)
+        return got == want or (tolerance > 0 and close(got, want, tolerance))
     return type(got) is type(want) and bool(got == want)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from rewards import sandbox_limits
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-OURS = [os.path.join(HERE, name) for name in ("sandbox_child.py", "sandbox_codec.py", "sandbox_limits.py")]
+OURS = [os.path.join(HERE, name) for name in ("sandbox_child.py", "sandbox_jobs.py", "sandbox_codec.py", "sandbox_limits.py")]
 SYSTEM = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
 DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -39,8 +39,12 @@ class Python:
     paths: tuple[str, ...]
 
 
-_ASK = "import json,sys,sysconfig as s;print(json.dumps([getattr(sys,'_base_executable',sys.executable),sys.base_prefix,list(sys.version_info[:2]),"
-_ASK += "s.get_path('stdlib'),s.get_path('platstdlib'),s.get_config_var('LIBDIR'),s.get_config_var('INSTSONAME')]))"
+_ASK = """
+import json, sys, sysconfig as s
+base = getattr(sys, "_base_executable", sys.executable)
+paths = [s.get_path("stdlib"), s.get_path("platstdlib"), s.get_config_var("LIBDIR"), s.get_config_var("INSTSONAME")]
+print(json.dumps([base, sys.base_prefix, sys.version_info[:2], *paths]))
+"""
 
 
 def _describe(facts: list) -> Python:
@@ -142,9 +146,21 @@ def bubblewrap(readable: list[str], root: bool) -> list[str]:
     tool = shutil.which("bwrap")
     if tool is None:
         raise OSError("bubblewrap is not installed (apt-get install bubblewrap)")
-    args = [tool, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent"]
+    args = [
+        tool,
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--die-with-parent",
+    ]
     args += ["--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
-    args += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    args += (
+        ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        if root
+        else ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    )
     real = [p for p in [*readable, *OURS] if not os.path.islink(p) and not any(p.startswith(r + "/") for r in readable)]
     for folder in sorted({f for p in real for f in parents(p)}):
         args += ["--dir", folder]  # 0755; bubblewrap's own choice would copy a private folder's mode
@@ -181,5 +197,5 @@ def _own_tasks(moment: int) -> int:
 def tasks_allowed(tier: str, threads: int, moment: int) -> int:
     """What RLIMIT_NPROC must be for a program to have `threads` threads; `moment` is a clock of a few seconds' ticks."""
     kernel = tuple(int("".join(filter(str.isdigit, x)) or 0) for x in os.uname().release.split(".")[:2])
-    alone = os.geteuid() == 0 or tier == "A" and kernel >= (5, 14)  # before 5.14 the count was not the namespace's own
+    alone = os.geteuid() == 0 or (tier == "A" and kernel >= (5, 14))  # before 5.14 the count was not the namespace's own
     return threads + 8 if alone else threads + 8 + _own_tasks(moment)

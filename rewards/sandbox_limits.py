@@ -1,6 +1,7 @@
 """What a sandboxed program may ask of the kernel: seccomp, Landlock, rlimits and the uid drop, by ctypes only.
 
-Used inside the sandbox's worker (`sandbox_child.py`), on both sides of its fork: it confines itself once, then each program more. The system-call filter is a list of what is allowed:
+Used inside the sandbox's worker (`sandbox_child.py`), on both sides of its fork: it confines itself once, then each program
+more. The system-call filter is a list of what is allowed:
 everything unknown gets ENOSYS (so that libc falls back), everything named in `REFUSED` gets EPERM. Threads are allowed, processes
 are not: no fork, exec, network, shared memory, ptrace, signals to others, nor limits of others. A program can neither send itself
 SIGKILL nor lower its own CPU limit, so that a SIGKILL which the worker did not send is a fault of the machine and not a trick to
@@ -77,7 +78,7 @@ def _cases(blocks: dict[int, list[bytes]]) -> list[bytes]:
 
 def worker_filter() -> bytes:
     """BPF for the worker and all it forks: the allowed calls, the worker's own, and nothing else."""
-    blocks = dict.fromkeys([*ALLOWED.values(), *WORKER.values()], [ALLOW])
+    blocks = {number: [ALLOW] for number in [*ALLOWED.values(), *WORKER.values()]}
     blocks |= {
         # no F_SETOWN, F_SETSIG, FIOSETOWN (signals to others by way of a pipe), no F_SETPIPE_SZ, no leases, no terminal tricks
         FCNTL: _any_of(1, (0, 1, 2, 3, 4, 1030)),
@@ -94,14 +95,23 @@ def worker_filter() -> bytes:
 def program_filter(pid: int) -> bytes:
     """BPF on top of `worker_filter` for the process `pid`: takes the worker's own calls away. It may signal nobody but itself."""
     me = [_low(0), _op(JEQ, pid, 1, 0), DENY]
-    blocks = dict.fromkeys(WORKER.values(), [DENY])
+    blocks = {number: [DENY] for number in WORKER.values()}
     blocks |= {
         WORKER["clone"]: [_low(0), _op(JSET, NAMESPACES, 0, 1), DENY, _op(JSET, CLONE_THREAD, 1, 0), DENY, ALLOW],
         WORKER["kill"]: [*me, _low(1), _op(JEQ, 9, 0, 1), DENY, ALLOW],
         WORKER["tgkill"]: [*me, _low(2), _op(JEQ, 9, 0, 1), DENY, ALLOW],
         WORKER["prctl"]: _any_of(0, (15, 16, 0x53564D41)),  # names of threads, and malloc's of memory
         # own limits may be read; of the limits only the stack's may be set (programs do that before deep recursion)
-        WORKER["prlimit64"]: [_low(0), _op(JEQ, 0, 1, 0), DENY, _low(2), _op(JEQ, 0, 0, 3), _op(LD, 36), _op(JEQ, 0, 0, 1), ALLOW]
+        WORKER["prlimit64"]: [
+            _low(0),
+            _op(JEQ, 0, 1, 0),
+            DENY,
+            _low(2),
+            _op(JEQ, 0, 0, 3),
+            _op(LD, 36),
+            _op(JEQ, 0, 0, 1),
+            ALLOW,
+        ]
         + _any_of(1, (resource.RLIMIT_STACK,)),
     }
     return b"".join([NUMBER, *_cases(blocks), ALLOW])
