@@ -8,9 +8,11 @@ functions of (seed, step), so step and update counters are the whole of its stat
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +41,10 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
     """Write `folder/step-000120` and drop all but the newest `keep`. OSError (full disk) leaves the older ones untouched."""
     folder.mkdir(parents=True, exist_ok=True)
     final, temporary = folder / f"step-{state.step:06d}", folder / f".tmp-{state.step:06d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    for left in folder.glob(".tmp-*"):  # of a process that was killed while it saved
+        shutil.rmtree(left)
     try:
+        temporary.mkdir()
         save_file(_weights(learner), temporary / "model.safetensors")
         save_file(_moments(learner), temporary / "optimizer.safetensors")
         if learner.reference is not None:
@@ -57,12 +60,21 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _fsync(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # how safetensors says that the disk is full
+            raise OSError(_errno(error), f"checkpoint of step {state.step}: {error}", str(final)) from None
         raise
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    there = sorted(folder.glob("step-*"))
+    # Newer ones than this were damaged and passed over at the resume; they must not count as the newest.
+    for old in [p for p in there if p > final] + [p for p in there if p <= final][:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _errno(error: SafetensorError) -> int:
+    code = re.search(r"os error (\d+)", str(error))
+    return int(code[1]) if code else errno.EIO
 
 
 def load(folder: Path, learner: Learner) -> tuple[State, list[str]]:

@@ -98,7 +98,7 @@ class Evaluate:
 class Guard:
     """Thresholds that stop a run; see guard.py."""
 
-    mismatch: float = 0.0  # largest |log-prob difference| allowed, sampler against learner; 0: by precision
+    mismatch: float = 0.0  # mean |log-prob difference| (nats) allowed, sampler against learner; 0: by precision
     truncated: float = 0.9  # share of truncated completions, over `patience` steps
     zero_variance: float = 0.98  # share of groups with one reward only, over `patience` steps
     masked: float = 0.02  # share of samples without a verdict in a step

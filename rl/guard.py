@@ -45,7 +45,7 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: Any, vocabulary: int, ma
 
 
 class Watch:
-    """Looks at each step's metrics; raises Stopped. `tolerance` is the largest log-prob mismatch that precision explains."""
+    """Looks at each step's metrics; raises Stopped. `tolerance` is the mean log-prob mismatch that precision explains."""
 
     def __init__(self, config: Guard, tolerance: float, memory: Mapping[str, Any] | None = None) -> None:
         self.config, self.tolerance = config, config.mismatch or tolerance
@@ -59,9 +59,9 @@ class Watch:
     def check(self, metrics: Mapping[str, Any]) -> None:
         """Raise Stopped when a threshold is passed: at once for mismatch and masked samples, after `patience` steps for the rest."""
         c = self.config
-        if metrics.get("mismatch_max", 0.0) > self.tolerance:
+        if not metrics.get("mismatch", 0.0) <= self.tolerance:  # nan is no agreement
             raise Stopped(
-                f"sampler and learner disagree: a token's log-probs differ by {metrics['mismatch_max']:.3g} nats (allowed "
+                f"sampler and learner disagree: their log-probs of a token differ by {metrics['mismatch']:.3g} nats in the mean (allowed "
                 f"{self.tolerance:.3g}). Stale weights, another temperature, or a chat template or BOS the sampler adds"
             )
         if metrics.get("masked", 0.0) > c.masked:
@@ -73,13 +73,13 @@ class Watch:
                 values.append(metrics[name])
         if self._all("truncated", c.truncated):
             raise Stopped(
-                f"more than {c.truncated:.0%} of the completions were cut off in each of the last {c.patience} steps: the reward is flat because "
-                f"answers do not fit. Raise rollout.max_tokens (mean length now {metrics.get('length', 0):.0f})"
+                f"at least {c.truncated:.0%} of the completions were cut off in each of the last {c.patience} steps: the reward is flat "
+                f"because answers do not fit. Raise rollout.max_tokens (mean length now {metrics.get('length', 0):.0f})"
             )
         if self._all("zero_variance", c.zero_variance):
             raise Stopped(
-                f"at least {c.zero_variance:.0%} of the groups had one reward only in each of the last {c.patience} steps: nothing is left to "
-                "learn from these prompts (all right, or all wrong). Harder or easier prompts, or a larger rollout.group"
+                f"at least {c.zero_variance:.0%} of the groups had one reward only in each of the last {c.patience} steps: nothing is left "
+                "to learn from these prompts (all right, or all wrong). Harder or easier prompts, or a larger rollout.group"
             )
 
     def _all(self, name: str, threshold: float) -> bool:
