@@ -56,7 +56,8 @@ def test_trace_right_and_wrong() -> None:
     program = Program(10, (("t", "*", 4, 6), ("x", "+", "x", "t")))
     assert trace(random.Random(0), program, 0.0) == ("4 * 6 = 24. 10 + 24 = 34.", 34)
     wrong = [trace(random.Random(i), program, 1.0)[1] for i in range(100)]
-    assert 34 not in wrong or wrong.count(34) < 5
+    assert wrong.count(34) < 20  # two errors may cancel
+    assert all(trace(random.Random(i), program, 1.0)[0] for i in range(100))
 
 
 def test_mix_must_sum() -> None:

@@ -66,7 +66,8 @@ def test_every_sentence_renders_and_reads_as_english(situation) -> None:
         }
         used = {operand for step in sentence.steps for operand in step[2:]} & {"a", "b"}
         said = set(re.findall(r"\{([ab])\}", sentence.text))
-        assert used <= said and (used == said or sentence in situation.start), sentence.text
+        assert used <= said, sentence.text
+        assert used == said or sentence in situation.start, sentence.text
 
 
 def test_situations() -> None:

@@ -5,8 +5,8 @@ A document is the R1-Zero prompt of a question, a completion and the end-of-sequ
   untagged  one equation a step ("12 + 5 = 17."), then "The answer is N."
   tagged    "<think> equations </think> <answer>N</answer>": present but rare
   junk      broken tags, rambling without end, the question said again
-Traces carry errors: slips of arithmetic, wrong operations, skipped steps. Long problems are rarer here than in training, so that
-reinforcement learning has something to learn. Only the "train" split is drawn from.
+Traces carry errors: slips of arithmetic, wrong operations, skipped steps. Long problems are rarer here than in training,
+so that reinforcement learning has something to learn. Only the "train" split is drawn from.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def trace(rng: random.Random, program: Program, error: float) -> tuple[str, int]
     """
     registers: dict[Operand, int] = {"x": program.start, "t": 0}
     said: list[str] = []
-    for target, operator, left, right in program.steps:
+    last = len(program.steps) - 1
+    for i, (target, operator, left, right) in enumerate(program.steps):
         first: Any = registers.get(left, left)
         second: Any = registers.get(right, right)
         fault = rng.choice(("slip", "operation", "skip")) if rng.random() < error else ""
-        if fault == "skip" and len(program.steps) > 1:
+        if fault == "skip" and (said or i < last):  # a trace is never empty
             # "4 boxes of 6" is then taken for 6.
             if target == "t" or left != "x":
                 registers[target] = second
@@ -178,7 +179,7 @@ _PIECES = re.compile(r"</?think>|</?answer>|[0-9]| ?[A-Za-z]+| ?[^\sA-Za-z0-9<]+
 
 
 class Pieces(dict[str, list[int]]):
-    """Token ids of a piece of text, remembered: the corpus has few different pieces, so this is ten times as fast as encoding whole.
+    """Token ids of a piece of text, remembered: faster than encoding whole, for the corpus has few different pieces.
 
     Exact, because the tokenizer never merges across pieces (tests/test_corpus.py compares with whole texts).
     """
@@ -214,10 +215,8 @@ def _encode_chunk(chunk: int, count: int, seed: int, mix: Mix, tokenizer_json: s
 
 
 def encode(count: int, seed: int, mix: Mix, tokenizer_json: str, avoid: list[dict[str, Any]], processes: int) -> Encoded:
-    """`count` documents as token ids, made by several processes; independent of their number. `avoid`: rows to measure overlap with."""
-    known = frozenset(row["question"] for row in avoid) | frozenset(
-        fingerprint(row["situation"], row["question"]) for row in avoid
-    )
+    """`count` documents as token ids, whatever the number of processes. `avoid`: rows to measure the overlap with."""
+    known = frozenset(text for row in avoid for text in (row["question"], fingerprint(row["situation"], row["question"])))
     work = partial(_encode_chunk, count=count, seed=seed, mix=mix, tokenizer_json=tokenizer_json, avoid=known)
     chunks = range(-(-count // _CHUNK))
     if processes == 1:

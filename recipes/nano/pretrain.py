@@ -1,7 +1,7 @@
 """The tiny base model, pretrained from scratch: `python -m recipes.nano.pretrain --out DIR --documents 2000000 --seed 0`.
 
-Writes a folder that transformers and vLLM load as they do any model, with manifest.json beside it: what it was made of. Needs a GPU
-for a few minutes; on a CPU it runs too, for tests. Everything is tokenised first and stays on the device.
+Writes a folder that transformers and vLLM load as they do any model, with manifest.json beside it: what it was made of. Needs a
+GPU for a few minutes; on a CPU it runs too, for tests. Everything is tokenised first and stays on the device.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def build_model(hidden: int, layers: int, heads: int, intermediate: int, tokeniz
 
 
 def to_buckets(encoded: Encoded, pad: int, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Documents grouped by length: (ids [N, L] int16, lengths [N], prompt lengths [N]) for each padded length L, on the device."""
+    """Documents grouped by length: (ids [N, L] int16, lengths [N], prompt lengths [N]) of each padded length L."""
     starts = np.cumsum(encoded.lengths) - encoded.lengths
     padded = -(-encoded.lengths // _BUCKET) * _BUCKET
     buckets = []

@@ -1,7 +1,7 @@
 """Grade-school word problems whose gold is computed by executing the program that generated them.
 
-A problem has 1 to 8 reasoning steps. It begins with a quantity, goes through events that change it and asks for what it is then.
-Some sentences need two steps ("4 boxes of 6": 4 * 6, then the sum), so sentences do not tell the number of steps. Every
+A problem has 1 to 8 reasoning steps. It begins with a quantity, goes through events that change it and asks for what it is
+then. Some sentences need two steps ("4 boxes of 6": 4 * 6, then the sum), so sentences do not tell the number of steps. Every
 intermediate result is an integer in 0..999 and every division is exact.
 
 Splits share nothing by construction: a problem's fingerprint is its situation and its numbers, and a checksum of it says on
@@ -26,50 +26,14 @@ LARGEST = 999
 _COMFORT = 300  # a product may not carry the running quantity beyond this
 _HELDOUT_SHARE = 8  # one fingerprint in 8 is held out
 
-_SHE = [
-    "Mia",
-    "Emma",
-    "Ava",
-    "Lily",
-    "Zoe",
-    "Anna",
-    "Ella",
-    "Grace",
-    "Ruby",
-    "Nora",
-    "Maya",
-    "Rosa",
-    "Lucy",
-    "Sara",
-    "Jane",
-    "Amy",
-    "Kate",
-    "Lena",
-    "Tina",
-    "Olga",
-]
-_HE = [
-    "Tom",
-    "Ben",
-    "Sam",
-    "Max",
-    "Leo",
-    "Jack",
-    "Omar",
-    "Luke",
-    "Noah",
-    "Adam",
-    "Ivan",
-    "Hugo",
-    "Paul",
-    "Eric",
-    "Dan",
-    "Finn",
-    "Carl",
-    "Theo",
-    "Raj",
-    "Ken",
-]
+_SHE = (
+    "Mia", "Emma", "Ava", "Lily", "Zoe", "Anna", "Ella", "Grace", "Ruby", "Nora",
+    "Maya", "Rosa", "Lucy", "Sara", "Jane", "Amy", "Kate", "Lena", "Tina", "Olga",
+)  # fmt: skip
+_HE = (
+    "Tom", "Ben", "Sam", "Max", "Leo", "Jack", "Omar", "Luke", "Noah", "Adam",
+    "Ivan", "Hugo", "Paul", "Eric", "Dan", "Finn", "Carl", "Theo", "Raj", "Ken",
+)  # fmt: skip
 _PRONOUNS = {
     True: {"He": "She", "he": "she", "His": "Her", "his": "her", "him": "her"},
     False: {"He": "He", "he": "he", "His": "His", "his": "his", "him": "him"},
@@ -282,9 +246,7 @@ def problems(part: str, count: int, seed: int, steps: tuple[int, ...] = STEPS) -
         if drawn.fingerprint in known:
             misses += 1
             if misses > 1000 + 20 * count:
-                raise ValueError(
-                    f"nano problems: there are no {count} different problems of {steps} steps in {part}; ask for fewer"
-                )
+                raise ValueError(f"nano problems: no {count} different problems of {steps} steps in {part}; ask for fewer")
             continue
         known.add(drawn.fingerprint)
         rows.append(_row(drawn, f"nano/{part}/{seed}/{len(rows)}"))
@@ -314,7 +276,7 @@ def _row(drawn: Drawn, id: str) -> dict[str, Any]:
 
 
 def heldout(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Held-out problems: half with seen situations and new numbers, half with situations never seen. `heldout(500)` is the standard."""
+    """Held-out problems: half seen situations with new numbers, half situations never seen. Standard: `heldout(500)`."""
     return problems("heldout_seen", count - count // 2, seed) + problems("heldout_unseen", count // 2, seed)
 
 

@@ -1,7 +1,7 @@
 """The situations of `situations.toml`, parsed: sentences with placeholders, and the operations they stand for.
 
-A step of a program is `(target, operator, left, right)`: registers are "x" (the running quantity) and "t" (a quantity of its own,
-such as 4 boxes of 6); an operand is a register, a number, or "a" or "b" until the generator has drawn them.
+A step of a program is `(target, operator, left, right)`: registers are "x" (the running quantity) and "t" (a quantity of its
+own, such as 4 boxes of 6); an operand is a register, a number, or "a" or "b" until the generator has drawn them.
 """
 
 from __future__ import annotations
