@@ -37,6 +37,8 @@ def equal(answer: str, gold: str, tolerance: float = 0.0) -> bool:
 def verdict(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, str]:
     """Whether the answer is right, and how that was found. Never raises for an answer; ValueError for a bad gold."""
     text, value, trees = _gold(gold)
+    if "\\boxed" in answer:
+        answer = extract(answer) or answer
     if len(answer) > MAX_LENGTH:
         return False, f"longer than {MAX_LENGTH} characters"
     if value is not None and (mine := number(answer)) is not None and not tolerance:
@@ -72,7 +74,7 @@ def _gold(gold: str) -> tuple[str, Any, tuple[Node, ...]]:
         return text, value, read(text)[0]
     trees, why = read(text)
     words = re.sub(r"\\[A-Za-z]+", "", _WRAPPED.sub(r"\1", text))
-    if not trees and not (re.search(r"[A-Za-z]{2}", words) and text.count("{") == text.count("}")):
+    if not trees and not _letters(text) and not (re.search(r"[A-Za-z]{2}", words) and text.count("{") == text.count("}")):
         raise ValueError(f"gold {gold[:80]!r} cannot be read ({why}): correct it or leave the problem out")
     return text, value, trees
 
@@ -106,9 +108,9 @@ def spelling(text: str) -> str:
 def _letters(text: str) -> bool:
     """Whether a gold is words or a choice letter and no formula: `east`, `(C)`, `MAKE`."""
     plain = _WRAPPED.sub(r"\1", text).strip(" .$")
-    if plain in ("odd", "red", "yes", "one", "two", "six", "ten", "all"):
+    if plain in ("odd", "red", "yes", "all"):
         return True
-    return bool(re.fullmatch(r"\(?[A-J]\)?|[A-Z]{2,}|[A-Za-z]{4,}(?:[ -][A-Za-z]+)*", plain)) and "\\" not in plain
+    return bool(re.fullmatch(r"\(?[A-J]\)?(?:[.)] .+)?|[A-Z]{2,}|[A-Za-z]{4,}(?:[ -][A-Za-z]+)*", plain)) and "\\" not in plain
 
 
 def _same_choice(answer: str, gold: str) -> bool:

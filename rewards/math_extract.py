@@ -11,7 +11,7 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _SAYS = re.compile(r"\banswers?(?:\*\*)?\s*(?:is|are|was|:|=|to the (?:question|problem) is)(?:\*\*)?\s*:?\s*", re.IGNORECASE)
-_JOINS = re.compile(r"(?:[\s,;$.]|\+\+|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
+_JOINS = re.compile(r"(?:[\s,;$.]|\+\+|\\\Z|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
 _LABEL = re.compile(r"(?:[\s$]|\\[,;!)(])*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*=[\s$]*")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\\])+)\$", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")

@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from rewards.math_names import CONSTANTS, FUNCTIONS, GREEK, UNITS
+from rewards.math_names import CONSTANTS, FUNCTIONS, GREEK, SCALES, UNITS
 from rewards.math_tokens import MathError, Token, clean, tokens
 
 Node = tuple[Any, ...]
@@ -146,6 +146,8 @@ class _Reader:
                 node = _times(node, self.signed())
             elif self.op("/"):
                 node = ("div", node, self.signed())
+            elif self.now.kind in ("word", "text") and self.now.value.lower() in SCALES:
+                node = _times(node, ("num", SCALES[self.next().value.lower()], 0))
             elif self.unit_here():
                 node = ("unit", node, self.unit())
             elif self.starts():
@@ -167,9 +169,11 @@ class _Reader:
         r"""Two factors side by side: a product, or a mixed number as in `1\frac{1}{2}`."""
         bar = self.now.kind == "cmd" and self.now.value == "frac"
         other = self.power()
-        proper = other[0] == "div" and other[1][0] == other[2][0] == "num" and 0 < other[1][1] < other[2][1]
-        if bar and proper and node[0] == "num" and not (node[2] or other[1][2] or other[2][2]):
-            return ("add", (node, other))
+        mark, fraction = (other[0], other[1]) if other[0] in ("pct", "deg") else ("", other)
+        proper = fraction[0] == "div" and fraction[1][0] == fraction[2][0] == "num" and 0 < fraction[1][1] < fraction[2][1]
+        if bar and proper and node[0] == "num" and not (node[2] or fraction[1][2] or fraction[2][2]):
+            whole = ("add", (node, fraction))
+            return (mark, whole) if mark else whole
         return _times(node, other)
 
     def mixed(self, whole: Node) -> Node:

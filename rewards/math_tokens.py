@@ -123,7 +123,8 @@ def clean(text: str) -> str:
     text = re.sub(
         r"^\s*(?:\\approx|approximately|about|exactly|roughly)\s+|\*\*(?=\s*$)|^\s*\*\*", "", text, flags=re.IGNORECASE
     )
-    return text.strip().rstrip(" .,;\n\t\r")
+    text = text.strip().rstrip(" .,;\n\t\r")
+    return text.rstrip("\\") if text.endswith("\\") and not text.endswith("\\\\") else text
 
 
 def tokens(text: str, thousands: bool = True) -> list[Token]:
