@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ class Learner:
     def step(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> dict[str, float]:
         """All updates of one rollout; returns its metrics, means over completion tokens but for `*_max`, `grad_norm` and `lr`."""
         algorithm = self.config.algorithm
-        size = len(groups) // algorithm.minibatches
-        parts = [slice(i * size, (i + 1) * size) for i in range(algorithm.minibatches)]
+        cuts = [i * len(groups) // algorithm.minibatches for i in range(algorithm.minibatches + 1)]  # nothing is left over
+        parts = [slice(*cut) for cut in pairwise(cuts)]
         batches = [self._prepared(self._batch(groups[part], advantages[part], max_tokens)) for part in parts]
         sums: dict[str, float] = defaultdict(float)
         for _ in range(algorithm.inner_epochs):

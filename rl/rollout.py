@@ -41,17 +41,18 @@ def load(path: str | Path) -> list[tuple[int, list[Group]]]:
     """The groups of a file written by `dump`, step by step in their order; ValueError names the first bad line."""
     steps: dict[int, list[Group]] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"--replay {path}: cannot be read: {error.strerror}") from None
+        # Not splitlines: a text may hold U+2028 or U+0085, which JSON does not escape.
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--replay {path}: cannot be read: {error}") from None
+    if lines == [""]:
+        raise ValueError(f"--replay {path}: no groups in it")
     for n, line in enumerate(lines, 1):
         try:
             tree = json.loads(line)
             steps.setdefault(tree["step"], []).append(_group(tree))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"--replay {path}, line {n}: not a group written by --only rollout ({error!r})") from None
-    if not steps:
-        raise ValueError(f"--replay {path}: no groups in it")
     return sorted(steps.items())
 
 
@@ -60,6 +61,8 @@ def _group(tree: dict[str, Any]) -> Group:
     completions = tuple(
         Completion(tuple(c["ids"]), tuple(c["logprobs"]), c["finish"], c["text"], c["version"]) for c in tree["completions"]
     )
+    if any(len(c.ids) != len(c.logprobs) for c in completions):
+        raise ValueError("a completion has not one log-prob a token")
     return Group(
         Prompt(p["id"], tuple(p["ids"]), p["problem"]),
         completions,

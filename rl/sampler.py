@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
 
 from rl.policy import load_model, stop_ids
 from rl.records import Completion, Sampling
@@ -28,8 +29,8 @@ class Sampler(Protocol):
         """Take new weights; nothing computed under the old ones (prefix cache) may survive."""
         ...
 
-    def fingerprint(self) -> int:
-        """`fingerprint()` over the weights really in use."""
+    def fingerprint(self) -> dict[str, int]:
+        """`fingerprint()` over the weights really in use, under the engine's names."""
         ...
 
     def close(self) -> None:
@@ -37,22 +38,40 @@ class Sampler(Protocol):
         ...
 
 
-def fingerprint(weights: Iterable[Tensor]) -> int:
-    """The sum of all elements' bit patterns, modulo 2^64: exact, and the same however an engine fuses or orders its weights.
+def fingerprint(weights: Weights) -> dict[str, int]:
+    """For each weight the sum of its elements' bit patterns, modulo 2^64: exact, and one changed element changes it.
 
-    Padding with zeros adds nothing. One changed element changes it; the sampler's and the learner's must be equal.
+    Sums add up, so that the total is the same however an engine fuses or orders its weights, and padding with zeros adds nothing.
     """
-    total = 0
-    for weight in weights:
+    sums = {}
+    for name, weight in weights:
         bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-        total += int(weight.detach().contiguous().view(bits).sum(dtype=torch.int64))
-    return total % (1 << 64)
+        sums[name] = int(weight.detach().contiguous().view(bits).sum(dtype=torch.int64)) % (1 << 64)
+    return sums
 
 
 def completion(ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, version: int) -> Completion:
     """One completion; it stopped by itself exactly when its last token is an end-of-sequence token."""
     finish = "stop" if ids and ids[-1] in stops else "length"
     return Completion(tuple(ids), tuple(logprobs), finish, text, version)
+
+
+class _Recorder(LogitsProcessor):
+    """Applies the temperature and keeps the log-prob of each token drawn: one step's logits exist at a time, never [B, T, V]."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.logits_BV: Tensor | None = None  # of the step whose token is not known yet
+        self.steps: list[Tensor] = []
+
+    def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        self.drawn(ids_BL[:, -1])
+        self.logits_BV = logits_BV.float() / self.temperature
+        return self.logits_BV
+
+    def drawn(self, ids_B: Tensor) -> None:
+        if self.logits_BV is not None:
+            self.steps.append(self.logits_BV.log_softmax(-1).gather(1, ids_B[:, None])[:, 0])
 
 
 class TransformersSampler:
@@ -65,6 +84,8 @@ class TransformersSampler:
         self.model = load_model(path, dtype=self.dtype, attention="sdpa", trust_remote_code=trust_remote_code).to(device).eval()
         self.tokenizer, self.batch, self.version = tokenizer, batch, 0
         self.stops = stop_ids(self.model, tokenizer)
+        # A model's own sampling defaults (repetition_penalty, top_k, ...) would bend the distribution behind the log-probs' back.
+        self.model.generation_config = GenerationConfig()
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
@@ -84,19 +105,14 @@ class TransformersSampler:
         ids_BL = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
         mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         greedy = sampling.temperature == 0
-        warm = {} if greedy else {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-        made = self.model.generate(
+        recorder = _Recorder(1.0 if greedy else sampling.temperature)
+        everything = {} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        made_BL = self.model.generate(
             input_ids=ids_BL, attention_mask=mask_BL, do_sample=not greedy, max_new_tokens=sampling.max_tokens,
-            eos_token_id=list(self.stops), pad_token_id=pad, return_dict_in_generate=True, output_logits=True, **warm,
+            eos_token_id=list(self.stops), pad_token_id=pad, logits_processor=[recorder], **everything,
         )  # fmt: skip
-        new_BT = made.sequences[:, width:]
-        logprobs_BT = torch.stack(
-            [
-                (logits_BV.float() / (sampling.temperature or 1.0)).log_softmax(-1).gather(1, ids_B[:, None])[:, 0]
-                for logits_BV, ids_B in zip(made.logits, new_BT.T, strict=True)
-            ],
-            dim=1,
-        )
+        recorder.drawn(made_BL[:, -1])
+        new_BT, logprobs_BT = made_BL[:, width:], torch.stack(recorder.steps, dim=1)
         rows = []
         for ids, logprobs in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True):
             # The first end-of-sequence token ends it; what follows is padding, whatever id that has.
@@ -114,8 +130,8 @@ class TransformersSampler:
             raise RuntimeError(f"weight update left {len(mine)} weights of the sampler as they were, e.g. {next(iter(mine))}")
         self.version = version
 
-    def fingerprint(self) -> int:
-        return fingerprint(self.model.parameters())
+    def fingerprint(self) -> dict[str, int]:
+        return fingerprint(self.model.named_parameters())
 
     def close(self) -> None:
         del self.model

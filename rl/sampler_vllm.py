@@ -128,8 +128,8 @@ class VllmSampler:
             )
         self.version = version
 
-    def fingerprint(self) -> int:
-        return self.llm.apply_model(lambda model: fingerprint(model.parameters()))[0]
+    def fingerprint(self) -> dict[str, int]:
+        return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
 
     def close(self) -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory

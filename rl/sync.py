@@ -8,7 +8,8 @@ After every update two things must hold, or the run stops:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -39,8 +40,9 @@ def prove(
     """The two checks above; raises SyncError with the reason."""
     if sampler.version != version:
         raise SyncError(f"the sampler is at weights {sampler.version}, the learner at {version}")
-    if sampler.fingerprint() != fingerprint(w for _, w in policy.weights(sampler.dtype)):
-        raise SyncError(f"weights {version} did not arrive whole: the sampler's fingerprint is not the learner's")
+    ours, theirs = fingerprint(policy.weights(sampler.dtype)), sampler.fingerprint()
+    if (sum(ours.values()) - sum(theirs.values())) % (1 << 64):
+        raise SyncError(f"weights {version} did not arrive whole in the sampler: {', '.join(different(ours, theirs)[:8])}")
     difference = canary(policy, sampler, canaries, device)
     if not difference <= tolerance:
         raise SyncError(
@@ -48,6 +50,16 @@ def prove(
             f"(allowed {tolerance:.2g}): a stale prefix cache, or another attention, dtype or temperature in the engine"
         )
     return difference
+
+
+def different(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
+    """Names whose fingerprints differ; where the engine fuses weights (qkv_proj), the module that they belong to."""
+    sums: Counter[str] = Counter()
+    for part, sign in ((ours, 1), (theirs, -1)):
+        for name, value in part.items():
+            both = name in ours and name in theirs
+            sums[name if both else ".".join(name.split(".")[:-2])] += sign * value
+    return [name for name, value in sums.items() if value % (1 << 64)]
 
 
 @torch.no_grad()

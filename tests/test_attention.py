@@ -1,5 +1,7 @@
 """Packed rows against the plain padded forward pass: log-probs, entropies and the gradient by every weight."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -72,8 +74,8 @@ def test_the_segments_for_a_gpu_are_the_same_attention():
     assert isinstance(segments, Varlen)
     cu_q, cu_k = segments.cu_q.tolist(), segments.cu_k.tolist()
     assert (cu_q[-1], cu_k[-1]) == (length, len(segments.kv))
-    assert segments.max_q == max(b - a for a, b in zip(cu_q, cu_q[1:], strict=False))
-    assert segments.max_k == max(b - a for a, b in zip(cu_k, cu_k[1:], strict=False))
+    assert segments.max_q == max(b - a for a, b in pairwise(cu_q))
+    assert segments.max_k == max(b - a for a, b in pairwise(cu_k))
     found = torch.empty_like(expected)
     for i in range(len(cu_q) - 1):
         at = segments.kv[cu_k[i] : cu_k[i + 1]]

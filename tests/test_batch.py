@@ -123,7 +123,10 @@ def test_weights_hold_the_global_counts_and_are_zero_where_masked(loss, weight):
     groups = tiny.groups(SHAPES, finish=finishes)
     advantages = [[1.0, -1.0, None], [0.5, -0.5], [None, 0.0, 0.0, 0.0]]
     batch = packed(groups, advantages, loss=loss, overlong="mask", row_tokens=20)
-    kept = {g.completions[i].ids: g.completions[i].tokens for g, i in [(groups[0], 0), (groups[1], 0), *((groups[2], i) for i in (2, 3))]}
+    kept = {
+        g.completions[i].ids: g.completions[i].tokens
+        for g, i in [(groups[0], 0), (groups[1], 0), *((groups[2], i) for i in (2, 3))]
+    }
     for _, ids, _, _, found in samples_of(batch):
         assert found == (pytest.approx(weight(kept[ids])) if ids in kept else 0.0)
     if loss != "dr_grpo":

@@ -6,18 +6,25 @@ multiple of 64, as an engine that pads its own would like it. Axes: G completion
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl.batch import Counts, pack
+from rl.config import Config
+from rl.learn import Learner, accelerator
 from rl.policy import Policy, load_model
 from rl.records import Completion, Group, Prompt
+
+torch.set_num_threads(1)  # models this small only lose by more
 
 FAMILIES = ("qwen3", "qwen2", "llama")
 VOCABULARY = 330
@@ -146,3 +153,32 @@ def distance(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     assert ours
     difference = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
     return (difference / sum(float(t.double().square().sum()) for t in theirs.values())) ** 0.5
+
+
+def config(**sections: Mapping[str, Any]) -> Config:
+    """The defaults with changes: `config(learn={"lr": 1e-3}, algorithm={"kl": 0.1})`."""
+    made = Config(rewards={"accuracy": {}})
+    for name, changes in sections.items():
+        made = dataclasses.replace(made, **{name: dataclasses.replace(getattr(made, name), **changes)})
+    return made
+
+
+def learner(settings: Config, family: str = "qwen3") -> Learner:
+    """A learner from the model of `family`, with a reference model where there is a KL term."""
+    reference = policy(family) if settings.algorithm.kl else None
+    return Learner(settings, policy(family), reference, accelerator(settings, Path(_FOLDER.name)))
+
+
+def updates(of: Learner, number: int, prompts: Sequence[Prompt], seed: int = 5) -> None:
+    """Real optimiser updates on random completions, away from where the model was."""
+    for i in range(number):
+        made = [replace(g, prompt=p) for p, g in zip(prompts, groups([(1, [6, 4])] * len(prompts), seed + i), strict=True)]
+        of.step(made, [[1.0, -1.0]] * len(made), max_tokens=8)
+
+
+def parity(of: Learner, made: Sequence[Group], temperature: float) -> float:
+    """The largest |sampler's log-prob - learner's| over every token of the groups, nats."""
+    zeros = [[0.0] * len(g.completions) for g in made]
+    batch = pack(made, zeros, loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=2048)
+    with torch.no_grad():
+        return max(float((of.policy(r, temperature or 1.0)[0] - r.sampled_T).abs().max()) for r in batch.rows)

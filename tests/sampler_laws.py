@@ -1,0 +1,112 @@
+"""What both samplers must hold, told once: test_sampler.py and test_sampler_vllm.py run each law on their own engine."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import pairwise
+
+import torch
+
+from rl.records import Prompt, Sampling
+from rl.sampler import Sampler, fingerprint
+from rl.sync import sync
+from tests import tiny
+
+BOUND = 1e-5  # nats, fp32 on a CPU
+CPU = torch.device("cpu")
+
+
+def prompts() -> list[Prompt]:
+    """Of very different lengths; the two long ones fill whole blocks of an engine's prefix cache."""
+    return [g.prompt for g in tiny.groups([(n, []) for n in (3, 17, 150, 9, 290, 1)], seed=11)]
+
+
+def ids() -> list[tuple[int, ...]]:
+    return [p.ids for p in prompts()]
+
+
+def shape(sampler: Sampler) -> None:
+    """n completions a prompt in order; the end-of-sequence token is the last of those that stopped and nowhere else."""
+    made = sampler.generate(ids(), Sampling(n=12, max_tokens=24, seed=1))
+    assert [len(completions) for completions in made] == [12] * len(ids())
+    flat = [c for completions in made for c in completions]
+    for c in flat:
+        assert len(c.ids) == len(c.logprobs)
+        assert not any(i in tiny.STOPS for i in c.ids[:-1])
+        assert (c.finish == "stop") == (c.ids[-1] in tiny.STOPS)
+        assert c.tokens == 24 if c.truncated else c.tokens <= 24
+        assert all(lp < 0 and math.isfinite(lp) for lp in c.logprobs)
+        assert c.text == tiny.tokenizer().decode(c.ids, skip_special_tokens=True)
+        assert c.version == sampler.version
+    assert {c.finish for c in flat} == {"stop", "length"}
+    assert len({c.ids[-1] for c in flat if c.finish == "stop"}) > 2  # each of the generation config's ends counts
+    assert len({c.ids for c in flat}) > 60
+
+
+def seeds(sampler: Sampler) -> None:
+    """The same seed repeats every completion, another one does not, and greedy does not depend on it."""
+
+    def draw(seed: int, temperature: float = 1.0):
+        return sampler.generate(ids(), Sampling(n=3, max_tokens=16, temperature=temperature, seed=seed))
+
+    first = draw(1)
+    assert draw(1) == first
+    assert draw(2) != first
+    greedy = draw(1, 0.0)
+    assert [[c.ids for c in made] for made in draw(2, 0.0)] == [[c.ids for c in made] for made in greedy]
+    assert all(len({c.ids for c in made}) == 1 for made in greedy)
+
+
+def distribution(sampler: Sampler) -> None:
+    """First tokens come as often as the plain model's softmax at this temperature says: nothing is cut off or bent.
+
+    Pearson's statistic over the ten likeliest tokens and the rest, 2,000 draws: at 10 degrees of freedom 40 has p = 1.7e-5.
+    """
+    prompt, temperature, n = ids()[1], 1.7, 2000
+    with torch.no_grad():
+        expected_V = (tiny.plain()(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1) * n
+    made = sampler.generate([prompt], Sampling(n=n, max_tokens=1, temperature=temperature, seed=3))[0]
+    seen = Counter(c.ids[0] for c in made)
+    top = expected_V.topk(10).indices.tolist()
+    cells = [(seen[t], float(expected_V[t])) for t in top]
+    cells.append((n - sum(s for s, _ in cells), n - sum(e for _, e in cells)))
+    assert sum((s - e) ** 2 / e for s, e in cells) < 40
+    assert len(seen) > 100
+
+
+def greedy_is_arg_max(sampler: Sampler) -> None:
+    model = tiny.plain()
+    for prompt, (c,) in zip(ids(), sampler.generate(ids(), Sampling(n=1, max_tokens=6, temperature=0.0)), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + c.ids])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == list(c.ids)
+
+
+def log_probs_equal_the_learners_after_updates(sampler: Sampler) -> float:
+    """At the start and after each of several updates, hot, cold and greedy; returns the largest difference met."""
+    from rl.rollout import rollout
+
+    learner = tiny.learner(tiny.config(learn={"lr": 3e-2}, rollout={"group": 2}))
+    before = fingerprint(learner.policy.weights())
+    worst = 0.0
+    seen = []
+    for version in range(4):
+        if version:
+            tiny.updates(learner, 1, prompts())
+        worst = max(worst, sync(learner.policy, sampler, learner.updates, prompts(), BOUND, CPU))
+        for temperature in (1.0, 0.7, 0.0):
+            made = rollout(sampler, prompts(), Sampling(n=4, max_tokens=32, temperature=temperature, seed=version))
+            assert {c.version for g in made for c in g.completions} == {version}
+            worst = max(worst, tiny.parity(learner, made, temperature))
+        seen.append([c.ids for g in made for c in g.completions])  # greedy
+    assert all(a != b for a, b in pairwise(seen))  # the weights really moved
+    assert all(before[n] != after for n, after in fingerprint(learner.policy.weights()).items())
+    assert worst <= BOUND
+    return worst
+
+
+def restore(sampler: Sampler) -> None:
+    """Back to the weights of the folder, so that tests do not depend on their order."""
+    policy = tiny.policy()
+    sync(policy, sampler, 0, prompts(), BOUND, CPU)
