@@ -24,10 +24,10 @@ import transformers
 
 from eval.run import evaluate
 from recipes import result
-from recipes.street import SOURCES, Engine, Task, budget, load_task, make_reward, start_engine
+from recipes.street import SOURCES, Engine, Task, load_task, make_reward, start_engine
 from rl import checkpoint, data, metrics
 from rl import config as configs
-from rl.config import Config
+from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
 from rl.learn import Learner
 from rl.policy import load_tokenizer
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replay", metavar="FILE", help="learn from a groups.jsonl instead of sampling")
     args = parser.parse_intermixed_args(argv)
     try:
+        if args.only and (args.replay or args.resume):
+            raise ValueError("--only rollout makes groups.jsonl from the start: it goes with neither --replay nor --resume")
         config = configs.load(args.recipe, args.overrides)
         if args.dry_run:
             print(describe(config))
@@ -80,15 +82,17 @@ def run_folder(config: Config) -> Path:
 def describe(config: Config) -> str:
     """The resolved config and the numbers that follow from it."""
     r, a = config.rollout, config.algorithm
+    make_reward(config)
     rows = len(data.load_rows(config.data.train, "train", config.data.folder, SOURCES)[: config.data.limit or None])
     updates = a.minibatches * a.inner_epochs
+    longest = max(max_tokens_at(config, step) for step in range(config.run.steps + 1))
     derived = {
         "training questions": rows,
         "steps an epoch": f"{rows / r.prompts:.1f}",
         "epochs": f"{config.run.steps * r.prompts / rows:.2f}",
         "completions a step": r.prompts * r.group,
         "completions in all": r.prompts * r.group * config.run.steps,
-        "completion tokens a step, at most": r.prompts * r.group * budget(config),
+        "completion tokens a step, at most": r.prompts * r.group * longest,
         "updates a step": updates,
         "completions an update": r.prompts * r.group // a.minibatches,
         "updates in all": updates * config.run.steps,
@@ -103,7 +107,7 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
     """One run in its folder, from the first check to the report."""
     started = time.time()
     quiet_libraries()
-    groups = dict(load(replay)) if replay else None
+    groups = dict(enumerate((g for _, g in load(replay)), 1)) if replay else None
     if groups is not None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=len(groups)))
     folder = run_folder(config)
@@ -121,6 +125,7 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
             return only_rollout(config, folder, task, engine)
         return climb(config, folder, task, tokenizer, engine, started, resume, groups)
     finally:
+        engine.learner.acc.end_training()  # trackers write out what they hold
         if engine.sampler is not None:
             engine.sampler.close()
 
@@ -168,7 +173,6 @@ def climb(
     tree = result.result(config, config.run.steps, before, after, minutes)
     result.write_json(folder / "result.json", tree)
     page = write_report(folder)
-    learner.acc.end_training()
     print(f"\n{result.line(tree)}\nmodel  {folder / 'final'}\nreport {page}", flush=True)
     return 0
 
@@ -182,7 +186,12 @@ def check_folder(folder: Path, config: Config, resume: bool) -> None:
         return
     if not there.exists():
         raise ValueError(f"--resume: {folder} holds no run; start it without --resume")
-    old = configs.from_dict(json.loads(there.read_text()))
+    if not any((folder / "checkpoints").glob("step-*")):
+        raise ValueError(f"--resume: {folder} holds no checkpoint yet; delete it, or start without --resume in a new run.out")
+    try:
+        old = configs.from_dict(json.loads(there.read_text()))
+    except ValueError as error:
+        raise ValueError(f"--resume: {there} cannot be read: {error}") from None
     changed = [d for d in configs.difference(old, config) if not d.startswith(("run.steps:", "run.out:"))]
     if changed:
         raise ValueError(f"--resume: the config is not the run's ({'; '.join(changed)}); only run.steps may change")
@@ -191,9 +200,9 @@ def check_folder(folder: Path, config: Config, resume: bool) -> None:
 def evaluated(
     config: Config, folder: Path, task: Task, engine: Engine, when: str, minutes: dict[str, float]
 ) -> dict[str, Any] | None:
-    """The held-out figures of the weights in the sampler; "before" is kept in before.json, so that a resumed run has it still."""
+    """The held-out figures of the weights in the sampler; before.json is kept, so that a resumed run has it still."""
     kept = folder / f"{when}.json"
-    if kept.exists():
+    if when == "before" and kept.exists():
         return json.loads(kept.read_text())
     if engine.sampler is None or not task.heldout:
         return None
@@ -228,10 +237,10 @@ def only_rollout(config: Config, folder: Path, task: Task, engine: Engine) -> in
 def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
     """The policy as transformers saves it, in the precision it was evaluated in."""
     dtype = torch.bfloat16 if learner.acc.device.type == "cuda" else torch.float32
-    learner.policy.model.save_pretrained(
-        folder, state_dict={n: w.to(dtype) for n, w in learner.policy.model.state_dict().items()}
-    )
-    tokenizer.save_pretrained(folder)
+    weights = {n: w.to(dtype) for n, w in learner.policy.model.state_dict().items()}
+    with checkpoint.whole(folder) as temporary:
+        learner.policy.model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
 
 
 def quiet_libraries() -> None:

@@ -95,12 +95,12 @@ class Engine:
 
 def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sampling: bool, learning: bool) -> Engine:
     """Load model, learner and sampler, and check them against the prompts and each other before any token is spent."""
-    acc = accelerator(config, folder)
     trust = config.model.trust_remote_code
     model = load_model(config.model.path, dtype=torch.float32, trust_remote_code=trust)
     context = config.prompt.max_tokens + budget(config)
     limit = getattr(model.config, "max_position_embeddings", context)
     check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
+    acc = accelerator(config, folder)  # trackers make files: only for a run whose input is right
     sampler = make_sampler(config, tokenizer, acc.device, min(context, limit)) if sampling else None
     policy = Policy(model).to(acc.device)
     with torch.autocast(acc.device.type, torch.bfloat16, enabled=acc.device.type == "cuda"):

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and exact resume.
 
-A save writes files into a temporary folder, syncs each to disk, writes `manifest.json` with their SHA-256 last, syncs, and renames the
-folder to its name in one step. A folder without a matching manifest is not a checkpoint: loading names it and takes the one before.
+A save writes files into a temporary folder, `manifest.json` with their SHA-256 last, syncs each to disk, and renames the folder to its
+name in one step. A folder without a matching manifest is not a checkpoint: loading names it and takes the one before.
 safetensors and JSON only. On a CPU a resumed run equals the uninterrupted one bit for bit: the order of prompts and all seeds are
 functions of (seed, step), so step and update counters are the whole of its state besides weights and optimiser.
 """
@@ -14,6 +14,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,8 @@ class State:
 def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
     """Write `folder/step-000120` and drop all but the newest `keep`. OSError (full disk) leaves the older ones untouched."""
     folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / f"step-{state.step:06d}", folder / f".tmp-{state.step:06d}"
-    for left in folder.glob(".tmp-*"):  # of a process that was killed while it saved
-        shutil.rmtree(left)
-    try:
-        temporary.mkdir()
+    final = folder / f"step-{state.step:06d}"
+    with whole(final) as temporary:
         save_file(_weights(learner), temporary / "model.safetensors")
         save_file(_moments(learner), temporary / "optimizer.safetensors")
         if learner.reference is not None:
@@ -52,19 +51,7 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
         counters = {"step": state.step, "updates": state.updates, "guard": state.guard}
         (temporary / "state.json").write_text(json.dumps(counters))
         hashes = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
-        for file in temporary.iterdir():
-            _fsync(file)
         (temporary / "manifest.json").write_text(json.dumps(hashes, indent=1))
-        _fsync(temporary / "manifest.json")
-        _fsync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _fsync(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # how safetensors says that the disk is full
-            raise OSError(_errno(error), f"checkpoint of step {state.step}: {error}", str(final)) from None
-        raise
     there = sorted(folder.glob("step-*"))
     # Newer ones than this were damaged and passed over at the resume; they must not count as the newest.
     for old in [p for p in there if p > final] + [p for p in there if p <= final][:-keep]:
@@ -72,9 +59,27 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
     return final
 
 
-def _errno(error: SafetensorError) -> int:
-    code = re.search(r"os error (\d+)", str(error))
-    return int(code[1]) if code else errno.EIO
+@contextmanager
+def whole(final: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `final` (replacing an older one) when the block ends well, and is gone when it does not."""
+    for left in final.parent.glob(".tmp-*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left)
+    temporary = final.with_name(f".tmp-{final.name}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _fsync(final.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # safetensors' own word for an OSError
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error), str(final)) from None
+        raise
 
 
 def load(folder: Path, learner: Learner) -> tuple[State, list[str]]:

@@ -159,7 +159,8 @@ def check(config: Config) -> None:
     r, a, e, learn, g = config.rollout, config.algorithm, config.evaluate, config.learn, config.guard
     for name, value, least in [
         ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1),
-        ("run.seed", config.run.seed, 0), ("data.limit", config.data.limit, 0), ("prompt.max_tokens", config.prompt.max_tokens, 1),
+        ("run.rollouts_every", config.run.rollouts_every, 1), ("run.seed", config.run.seed, 0), ("data.limit", config.data.limit, 0),
+        ("prompt.max_tokens", config.prompt.max_tokens, 1),
         ("rollout.prompts", r.prompts, 1), ("rollout.group", r.group, 2), ("rollout.max_tokens", r.max_tokens, 1),
         *((f"rollout.length_jumps = {[start, tokens]}, max_tokens", tokens, 1) for start, tokens in r.length_jumps),
         ("algorithm.minibatches", a.minibatches, 1), ("algorithm.inner_epochs", a.inner_epochs, 1),

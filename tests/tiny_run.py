@@ -7,6 +7,7 @@ families, with weights wide enough to show a wrong mask.)
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,61 @@ def tiny_model(folder: str | Path, arch: str = "qwen3", seed: int = 0, tie: bool
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return str(folder)
+
+
+QUESTIONS = [
+    {"id": f"train/{i}", "question": f"What is {i}+{2 * i}?", "gold": str(3 * i), "steps": 1 + i % 2} for i in range(10)
+]
+HELDOUT = [
+    {"id": f"held/{i}", "question": f"What is {i}+{i}?", "gold": str(2 * i), "part": "seen" if i % 2 else "unseen"}
+    for i in range(4)
+]
+RECIPE = """
+name = "tiny"
+[run]
+steps = 6
+save_every = 3
+[model]
+path = "{model}"
+[data]
+train = "{folder}/train.jsonl"
+heldout = "{folder}/heldout.jsonl"
+[prompt]
+max_tokens = 200
+[rollout]
+sampler = "transformers"
+prompts = 4
+group = 4
+max_tokens = 12
+[rewards.accuracy]
+[rewards.format]
+mode = "lenient"
+[algorithm]
+loss = "dapo"
+kl = 0.01
+reference_every = 2
+minibatches = 2
+[learn]
+lr = 1e-3
+schedule = "linear"
+warmup = 2
+row_tokens = 512
+[evaluate]
+problems = 4
+samples = 2
+"""
+
+
+def write_recipe(folder: Path, model: str) -> Path:
+    """A recipe with its two data files: 6 steps of 4 x 4 short completions, two updates a step, a reference that is replaced."""
+    for name, rows in (("train", QUESTIONS), ("heldout", HELDOUT)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    recipe = folder / "tiny.toml"
+    recipe.write_text(RECIPE.format(model=model, folder=folder))
+    return recipe
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in m.items() if not k.startswith("seconds") and k not in ("eta_s", "tokens_per_s")} for m in lines]
