@@ -1,0 +1,138 @@
+"""The sampler over vLLM, the real engine in this process: sampler_laws.py, and its two traps with the proof that catches them.
+
+One engine serves the module (a start takes seconds). Trap 1, weights packed into a private layout, is a matter of the whole process
+and runs in one of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed: `make setup` installs it")
+
+from rl.records import Sampling
+from rl.sampler import fingerprint
+from rl.sampler_vllm import VllmSampler
+from rl.sync import SyncError, sync
+from tests import sampler_laws as laws
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the bounds are those of fp32 on a CPU")
+
+
+@pytest.fixture(scope="module")
+def engine():
+    made = VllmSampler(tiny.path(), tiny.tokenizer(), device=laws.CPU, max_model_len=384)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sampler(engine):
+    yield engine
+    laws.restore(engine)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    """Three real updates away from the folder's weights."""
+    made = tiny.learner(tiny.config(learn={"lr": 3e-3}))
+    tiny.updates(made, 3, laws.prompts())
+    return made
+
+
+@pytest.mark.parametrize(
+    "law", [laws.shape, laws.seeds, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
+)
+def test_law(engine, law):
+    law(engine)
+
+
+def test_log_probs_equal_the_learners_after_updates(sampler, record_property):
+    record_property("largest_difference", laws.log_probs_equal_the_learners_after_updates(sampler))
+
+
+def test_the_fingerprint_does_not_mind_that_the_engine_fuses(sampler, learner):
+    sampler.load(learner.policy.weights(), 3)
+    ours, theirs = fingerprint(learner.policy.weights()), sampler.fingerprint()
+    assert ours.keys() != theirs.keys()
+    assert any("qkv_proj" in name for name in theirs)
+    assert sum(ours.values()) % (1 << 64) == sum(theirs.values()) % (1 << 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp"),
+        ("model.layers.0.self_attn.v_proj.weight", "model.layers.0.self_attn"),
+        ("model.layers.0.self_attn.o_proj.weight", "model.layers.0.self_attn.o_proj.weight"),
+    ],
+)
+def test_one_stale_weight_stops_the_run_and_is_named(sampler, learner, monkeypatch, name, named):
+    real = sampler.load
+    monkeypatch.setattr(sampler, "load", lambda weights, version: real([(n, w) for n, w in weights if n != name], version))
+    with pytest.raises(SyncError) as caught:
+        sync(learner.policy, sampler, 3, laws.prompts(), laws.BOUND, laws.CPU)
+    assert str(caught.value) == f"weights 3 did not arrive whole in the sampler: {named}"
+
+
+def test_a_stale_prefix_cache_stops_the_run(sampler, learner, monkeypatch):
+    """The weights are right, but keys and values of the long prompts are those of the old ones."""
+    sampler.generate(laws.ids(), Sampling(n=1, max_tokens=1))  # fills the cache
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler.llm, "reset_prefix_cache", lambda: True)
+        with pytest.raises(SyncError, match="stale prefix cache"):
+            sync(learner.policy, sampler, 3, laws.prompts(), 1e-4, laws.CPU)
+    assert sync(learner.policy, sampler, 3, laws.prompts(), laws.BOUND, laws.CPU) <= laws.BOUND
+
+
+def test_a_cache_that_cannot_be_emptied_is_an_error(sampler, learner, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler.llm, "reset_prefix_cache", lambda: False)
+        with pytest.raises(RuntimeError, match="did not empty its prefix cache"):
+            sampler.load(learner.policy.weights(), 3)
+    assert sampler.version == 0
+
+
+def test_both_samplers_answer_greedily_alike(engine):
+    from rl.sampler import TransformersSampler
+
+    other = TransformersSampler(tiny.path(), tiny.tokenizer(), device=laws.CPU)
+    sampling = Sampling(n=1, max_tokens=16, temperature=0.0)
+    for (a,), (b,) in zip(engine.generate(laws.ids(), sampling), other.generate(laws.ids(), sampling), strict=True):
+        assert (a.ids, a.finish, a.text) == (b.ids, b.finish, b.text)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    assert engine.stops == other.stops
+
+
+PACKED_WEIGHTS = """
+from rl import sampler_vllm
+from rl.sync import SyncError, sync
+from tests import sampler_laws as laws, tiny
+from vllm.model_executor.layers import utils
+
+sampler_vllm._plain_linear = utils.dispatch_cpu_unquantized_gemm  # as vLLM has it
+sampler = sampler_vllm.VllmSampler(tiny.path(), tiny.tokenizer(), device=laws.CPU, max_model_len=384)
+learner = tiny.learner(tiny.config(learn={"lr": 3e-3}))
+tiny.updates(learner, 1, laws.prompts())
+try:
+    sync(learner.policy, sampler, 1, laws.prompts(), 1e-4, laws.CPU)
+except Exception as error:
+    print("NOTICED", type(error).__name__, error)
+else:
+    print("UNNOTICED")
+sampler.close()
+"""
+
+
+def test_weights_packed_into_a_private_layout_do_not_pass(root: Path):
+    env = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", PACKED_WEIGHTS], cwd=root, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert "NOTICED" in done.stdout.split(), done.stdout[-2000:] + done.stderr[-4000:]
