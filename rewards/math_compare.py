@@ -243,7 +243,7 @@ def _collections(gold: Node, answer: Node, tolerance: float) -> bool:
         g, a = (node[3] if node[0] == "tuple" else node[1] for node in (gold, answer))
         return (gold if gold[0] == "tuple" else answer)[1:3] == ("(", ")") and _in_order(g, a, tolerance)
     g, a = (node[1] if node[0] in ("list", "set") else (node,) for node in (gold, answer))
-    if len(g) > MAX_ITEMS or len(a) > MAX_ITEMS or 1 in (len(g), len(a)) and len(g) != len(a):
+    if len(g) > MAX_ITEMS or len(a) > MAX_ITEMS or (1 in (len(g), len(a)) and len(g) != len(a)):
         return False
     g_names, a_names = _labels(g), _labels(a)
     if g_names and a_names and set(g_names) == set(a_names):

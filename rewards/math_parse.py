@@ -20,7 +20,8 @@ from rewards.math_names import CONSTANTS, FUNCTIONS, GREEK, SCALES, UNITS
 from rewards.math_tokens import MathError, Token, clean, tokens
 
 Node = tuple[Any, ...]
-MAX_DEPTH = 60
+MAX_DEPTH = 60  # of the reader's recursion
+MAX_TREE = 120  # tuples in tuples
 _RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "in", "~"}
 _MATRICES = {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "array", "smallmatrix"}
 _MARKS = "overline bar hat vec dot ddot tilde widehat overrightarrow mathbb widetilde overleftrightarrow"
@@ -39,7 +40,19 @@ def parse(text: str, thousands: bool = True) -> Node:
     node = reader.answer()
     if reader.now is not _END:
         raise MathError(f"cannot read from {reader.now.value!r} on")
+    if _deeper(node, MAX_TREE):
+        raise MathError(f"a tree deeper than {MAX_TREE}")
     return node
+
+
+def _deeper(node: Node, limit: int) -> bool:
+    """Whether a tree is deeper than `limit` (`3!!!!...` nests without brackets), found without recursion."""
+    level: list[Any] = [node]
+    for _ in range(limit):
+        level = [part for parent in level for part in parent if isinstance(part, tuple)]
+        if not level:
+            return False
+    return True
 
 
 class _Reader:
@@ -189,7 +202,9 @@ class _Reader:
         """Whether a factor starts here."""
         (kind, value, _), before = self.now, self.tokens[self.at - 1]
         if kind == "op":
-            return value in ("(", "{", "\\{", "<(") or (value == "[" and before.value != "]") or (value == "|" and not self.bars)
+            return (
+                value in ("(", "{", "\\{", "<(") or (value == "[" and before.value != "]") or (value == "|" and not self.bars)
+            )
         if kind == "num" and before.kind in ("word", "text"):
             raise MathError("a number behind a word")
         if kind == "word" and len(value) > 1 and before.value == "0":
