@@ -53,7 +53,8 @@ def number_pairs(n: int, seed: int) -> list[tuple[str, str, bool]]:
         value = draw.choice([draw.randint(-999, 9_999_999), draw.randint(1, 99)])
         right = draw.random() < 0.5
         said = value if right else value + draw.choice([-10, -1, 1, 7, 1000])
-        form = draw.choice([f"\\boxed{{{said}}}", f"#### {said:,}", f"<answer>{said}</answer>", f"The answer is {said}.", f"<answer> {said}.0 </answer>"])
+        forms = [f"\\boxed{{{said}}}", f"#### {said:,}", f"<answer>{said}</answer>", f"The answer is {said}."]
+        form = draw.choice([*forms, f"<answer> {said}.0 </answer>"])
         pairs.append((f"<think> {value} + 0 = {value}, so ... </think> {form}", f"{value}", right))
     return pairs
 
@@ -136,7 +137,10 @@ def main() -> None:
 
     figures: dict[str, Any] = {"workers": given.workers, "cores": os.cpu_count(), "integers": BACKEND}
     for name, judge, pairs in (("numbers", ours_completion, number_pairs(40_000, 1)), ("latex", ours, latex_pairs(6_000, 2))):
-        mine, other = measure(judge, pairs, given.workers), measure(theirs, pairs[: 800 if name == "numbers" else 400], given.workers)
+        mine, other = (
+            measure(judge, pairs, given.workers),
+            measure(theirs, pairs[: 800 if name == "numbers" else 400], given.workers),
+        )
         figures[name] = {"ours": mine, "math_verify": other, "ratio": round(mine["per_second"] / other["per_second"], 1)}
     figures["bombs"] = bombs()
     threaded: list[dict[str, float]] = []

@@ -107,11 +107,15 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     factory = REWARDS[name]
     if factory is _code:
         from rewards.code_tests import code_reward as factory
-    names = list(inspect.signature(factory).parameters)
+    parameters = inspect.signature(factory).parameters
+    names = list(parameters)
     for option in options:
         if option not in names:
             known = ["weight", "gate", *names]
             raise ValueError(f"rewards.{name} has no option {option!r}{_nearest(option, known)}; it takes {known}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
+    if missing:
+        raise ValueError(f"rewards.{name} needs {' and '.join(missing)}: write it below [rewards.{name}]")
     return Part(name, float(weight), gate, factory(**options))
 
 

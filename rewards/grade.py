@@ -151,7 +151,10 @@ def audit(lines: Iterable[str], kind: str, bad: list[int]) -> str:
         f"{total} cases, {agreed} as labelled ({agreed / max(total, 1):.1%})",
         "",
         "              graded right  graded wrong  no verdict",
-        *(f"label {str(label).lower():5}  {table[label, True]:12d}  {table[label, False]:12d}  {table[label, None]:10d}" for label in (True, False)),
+        *(
+            f"label {str(label).lower():5}  {table[label, True]:12d}  {table[label, False]:12d}  {table[label, None]:10d}"
+            for label in (True, False)
+        ),
         "",
         f"not as labelled ({len(wrong)}):",
         *wrong,
@@ -170,7 +173,9 @@ def _shown(case: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="rewards.grade", description="Grade answers from standard input, one JSON object a line.")
+    parser = argparse.ArgumentParser(
+        prog="rewards.grade", description="Grade answers from standard input, one JSON object a line."
+    )
     parser.add_argument("--kind", choices=sorted(GRADERS), required=True)
     parser.add_argument("--audit", action="store_true", help="cases carry a label: print a report instead of verdicts")
     given = parser.parse_args(argv)
