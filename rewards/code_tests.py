@@ -205,8 +205,8 @@ def _reply(frame: bytes | None) -> tuple[Any, Any, Any]:
 
 def _ended(sandbox: Sandbox, program: Program, crashed: bool, verdict: Verdict) -> Verdict:
     """End the program. When it did not answer, how it ended is the verdict."""
-    if not crashed:
-        program.kill("ended")
+    if not program.ended:
+        program.kill("ended")  # it waits for the next call, or talks nonsense
     run: Run = sandbox.finish(program)
     if not crashed and run.kind == "ended":
         kind = "memory" if ": MemoryError" in verdict.detail or '"MemoryError"' in verdict.detail else verdict.kind
@@ -279,11 +279,13 @@ def code_reward(
     `wall_s` is for one program, `budget_s` for all tests of a sample, both in seconds; `tier` as in `sandbox.Sandbox`; `sandbox_url`
     names a SandboxFusion server to run programs on instead. A fault of the sandbox itself is retried, then the value is None (masked).
     """
-    limits = Limits(wall_s=wall_s, memory_mb=memory_mb)
+    sandbox = _sandbox(
+        tier, sandbox_url, Limits(wall_s=wall_s, memory_mb=memory_mb)
+    )  # a host that cannot is refused here, with the reason
 
     def reward(completion: Sampled, problem: Mapping[str, Any]) -> Score:
         tests = read_tests(problem)
-        verdict = grade(_sandbox(tier, sandbox_url, limits), completion.text, problem, tests, partial, budget_s)
+        verdict = grade(sandbox, completion.text, problem, tests, partial, budget_s)
         reason = verdict.kind if verdict.kind == "pass" else f"{verdict.kind}: {verdict.detail}"
         return Score(value_of(verdict, partial), {}, reason)
 

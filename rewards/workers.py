@@ -1,0 +1,382 @@
+"""Rewards in processes of their own, scored while others still generate; what hangs or dies there is killed and restarted.
+
+    with RewardPool({"accuracy": {}, "format": {"weight": 0.1}}, workers=2, wall_s=10) as pool:
+        futures = [pool.submit(completion, problem) for ...]          # returns at once
+        scores = [future.result() for future in futures]
+        if reason := pool.stop_reason(): ...                           # the trainer stops
+        pool.stats()                                                   # latency of each reward, masked share, restarts
+
+Each worker is `python -m rewards.workers`: a fresh interpreter (never a fork of a process with torch), JSON frames over pipes (never
+pickle), the clock kept in this process (never signal.alarm). What becomes of a sample that breaks its worker:
+  a reward that judges text itself overruns the wall or the memory, or crashes twice    that reward is 0, the others still count
+  a worker is killed, or a reward that depends on others (code, preference, a user's) overruns    retried twice, then masked (value None)
+  a reward raises                                             the future raises RewardError: a bad row or a bug, which must be seen
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import dataclasses
+import itertools
+import json
+import os
+import queue
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import IO, Any
+
+from rewards.score import Sampled, Score, Text
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+RETRIES = 2
+START_S = 120.0
+MASKED_MOST = 0.02  # of the samples; over it a run must stop
+MASKED_FROM = 100  # samples, before the share means anything
+DEPENDENT = ("code", "preference")  # slow or dead for reasons that need not be the sample's; so is "module:function"
+
+
+class RewardError(RuntimeError):
+    """A reward raised; the message is its traceback's last line and names the reward."""
+
+
+def write_frame(stream: IO[bytes], data: Any) -> None:
+    text = json.dumps(data).encode()
+    stream.write(struct.pack("<I", len(text)) + text)
+    stream.flush()
+
+
+@dataclasses.dataclass
+class _Task:
+    request: dict[str, Any]  # text, tokens, truncated, problem, zero (reward -> why it is 0)
+    future: Future
+    tries: int = 0
+    crashed: str = ""  # the reward in which a worker crashed before
+
+
+class _Died(Exception):
+    """The worker ended: `signal` that ended it or 0, the reward it was in."""
+
+    def __init__(self, why: str, part: str):
+        super().__init__(why)
+        self.why, self.part = why, part
+
+
+class _Process:
+    """One worker process, used by one thread."""
+
+    def __init__(self, spec: Mapping[str, Any], memory_mb: int):
+        path = os.pathsep.join(dict.fromkeys([ROOT, *filter(None, sys.path)]))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "rewards.workers"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        self.buffer = bytearray()
+        self._write({"spec": spec, "memory_mb": memory_mb, "parent": os.getpid()})
+        ready = self._frame(time.monotonic() + START_S, "start")
+        if ready != ["ready"]:
+            self.close()
+            raise ValueError(ready[1] if ready else f"a reward worker was not ready after {START_S:g} s")
+
+    def _write(self, data: Any) -> None:
+        assert self.popen.stdin is not None
+        try:
+            write_frame(self.popen.stdin, data)
+        except OSError:
+            raise _Died("closed its pipe", "") from None
+
+    def _frame(self, deadline: float, part: str) -> Any:
+        """The next frame; None at the deadline; _Died when the process ends."""
+        assert self.popen.stdout is not None
+        fd = self.popen.stdout.fileno()
+        while True:
+            if len(self.buffer) >= 4 and len(self.buffer) >= 4 + (size := struct.unpack_from("<I", self.buffer)[0]):
+                frame = json.loads(self.buffer[4 : 4 + size])
+                del self.buffer[: 4 + size]
+                return frame
+            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return None
+            data = os.read(fd, 1 << 16)
+            if not data:
+                code = self.popen.wait()
+                raise _Died(signal.Signals(-code).name if code < 0 else f"exit status {code}", part)
+            self.buffer += data
+
+    def grade(self, request: dict[str, Any], wall_s: float) -> Any:
+        """The worker's last frame for `request`, or the name of the reward that was still running at the wall."""
+        self._write(request)
+        deadline, part = time.monotonic() + wall_s, ""
+        while frame := self._frame(deadline, part):
+            if frame[0] != "part":
+                return frame
+            part = frame[1]
+        return part
+
+    def close(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            try:
+                if pipe:
+                    pipe.close()
+            except OSError:
+                pass  # unsent bytes for a process that is gone
+
+
+class RewardPool:
+    """Scores completions with the rewards of a recipe's `[rewards]` table in `workers` processes.
+
+    `wall_s` seconds for all rewards of one sample, `memory_mb` MiB of address space for each worker (0: no limit, for rewards that
+    load CUDA). Raises ValueError at once when the table cannot be built.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], workers: int = 2, wall_s: float = 10.0, memory_mb: int = 4096):
+        if workers < 1 or wall_s <= 0:
+            raise ValueError(
+                f"a reward pool of {workers} workers with {wall_s} s each cannot score anything: give workers >= 1 and wall_s > 0"
+            )
+        self.spec, self.wall_s, self.memory_mb = json.loads(json.dumps(spec)), wall_s, memory_mb
+        self.tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.latency: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=10_000))
+        self.lock, self.closed = threading.Lock(), False
+        self.processes: dict[int, _Process] = {}
+        started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self.threads = [
+            threading.Thread(target=self._serve, args=(n, started), daemon=True, name=f"rewards-{n}") for n in range(workers)
+        ]
+        for thread in self.threads:
+            thread.start()
+        failed = [e for e in (started.get() for _ in self.threads) if e]
+        if failed:
+            self.close()
+            raise ValueError(str(failed[0])) from None
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, completion: Sampled, problem: Mapping[str, Any]) -> Future[Score]:
+        """The score to come. Raises ValueError when the problem's row holds what JSON does not."""
+        if self.closed:
+            raise ValueError("the reward pool is closed: make a new one")
+        request = {
+            "text": completion.text,
+            "tokens": completion.tokens,
+            "truncated": completion.truncated,
+            "problem": dict(problem),
+            "zero": {},
+        }
+        try:
+            json.dumps(request)
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                f"problem {problem.get('id', '?')} cannot go to a reward worker, its row is not plain data: {e}"
+            ) from None
+        future: Future[Score] = Future()
+        self.tasks.put(_Task(request, future))
+        return future
+
+    def close(self) -> None:
+        """Kill the workers; scores that were not ready are cancelled."""
+        self.closed = True
+        for _ in self.threads:
+            self.tasks.put(None)
+        for process in list(self.processes.values()):
+            process.popen.kill()
+        for thread in self.threads:
+            thread.join()
+
+    def _serve(self, slot: int, started: queue.SimpleQueue) -> None:
+        """One worker's thread: it starts the process (whose life is bound to this thread) and carries tasks to it, one at a time."""
+        try:
+            self.processes[slot] = _Process(self.spec, self.memory_mb)
+            started.put(None)
+        except (_Died, ValueError, OSError) as e:
+            started.put(e)
+            return
+        while (task := self.tasks.get()) and not self.closed:
+            if not task.future.set_running_or_notify_cancel():
+                continue
+            begin = time.monotonic()
+            try:
+                score = self._score(slot, task)
+            except BaseException as e:
+                task.future.set_exception(e)
+                continue
+            with self.lock:
+                self.counts["done"] += 1
+                self.counts["masked"] += score.value is None
+                self.latency["all"].append(time.monotonic() - begin)
+            task.future.set_result(score)
+        self.processes.pop(slot).close()
+        while self.closed and not self.tasks.empty():
+            if (task := self.tasks.get()) is not None:
+                task.future.cancel()
+
+    def _restart(self, slot: int) -> None:
+        self.processes[slot].close()
+        self.counts["restarts"] += 1
+        self.processes[slot] = _Process(self.spec, self.memory_mb)
+
+    def _score(self, slot: int, task: _Task) -> Score:
+        while not self.closed:
+            try:
+                answer = self.processes[slot].grade(task.request, self.wall_s)
+                fault = self._overran(task, answer) if isinstance(answer, str) else ""
+            except _Died as died:
+                answer, fault = "", self._died(task, died)
+            if not isinstance(answer, str):
+                return self._answered(answer)
+            while True:
+                try:
+                    self._restart(slot)
+                    break
+                except (_Died, OSError) as e:  # killed while it started
+                    task.tries, fault = task.tries + 1, f"a reward worker does not start: {e}"
+                    if task.tries > RETRIES + 3:
+                        raise RewardError(fault) from None
+            if fault and task.tries > RETRIES:
+                return Score(None, {}, f"infrastructure: {fault}")
+        raise RewardError("the pool was closed")
+
+    def _overran(self, task: _Task, part: str) -> str:
+        """At the wall: the reward is 0, or it is a fault of the infrastructure, whose text is returned."""
+        self.counts["timeouts"] += 1
+        if part in DEPENDENT or ":" in part or not part:
+            task.tries += 1
+            return f"{part or 'worker'} over {self.wall_s:g} s"
+        task.request["zero"][part] = f"timeout: over {self.wall_s:g} s"
+        return ""
+
+    def _died(self, task: _Task, died: _Died) -> str:
+        self.counts["deaths"] += 1
+        if died.why not in ("SIGKILL", "SIGTERM") and died.part and died.part not in DEPENDENT:
+            if task.crashed == died.part:
+                task.request["zero"][died.part] = f"crash: {died.why}"
+                return ""
+            task.crashed = died.part
+        task.tries += 1
+        return f"a reward worker died ({died.why}) in {died.part or 'no reward'}"
+
+    def _answered(self, answer: list) -> Score:
+        kind, *rest = answer
+        if kind == "error":
+            raise RewardError(rest[0])
+        value, parts, reason, seconds = rest
+        with self.lock:
+            for name, taken in seconds.items():
+                self.latency[name].append(taken)
+        return Score(value, parts, reason)
+
+    def stats(self) -> dict[str, float]:
+        """For the metrics: counts, the masked share, and of each reward (and "all", waiting for nothing) p50 and p99 in ms."""
+        with self.lock:
+            latency = {name: sorted(seen) for name, seen in self.latency.items()}
+            counts = {key: float(self.counts[key]) for key in ("done", "masked", "restarts", "timeouts", "deaths")}
+        counts["masked_share"] = counts["masked"] / max(1.0, counts["done"])
+        for name, seen in latency.items():
+            for q in (50, 99):
+                counts[f"{name}/p{q}_ms"] = 1000.0 * seen[min(len(seen) - 1, len(seen) * q // 100)]
+        return counts
+
+    def stop_reason(self) -> str | None:
+        """Why the run must stop: more samples masked than a few accidents explain. None while all is well."""
+        done, masked = self.counts["done"], self.counts["masked"]
+        if done < MASKED_FROM or masked <= MASKED_MOST * done:
+            return None
+        return f"{masked} of {done} samples ({masked / done:.1%}) could not be scored, more than {MASKED_MOST:.0%}: see the scores' reasons"
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(fd, size - len(data))
+        if not part:
+            os._exit(0)  # the pool is gone
+        data += part
+    return data
+
+
+def _read_frame(fd: int) -> Any:
+    return json.loads(_read_exactly(fd, struct.unpack("<I", _read_exactly(fd, 4))[0]))
+
+
+def worker() -> None:
+    """The child: builds the rewards, then answers requests with ["part", name] before each reward and ["score", ...] or ["error", text]."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the pool
+    requests, answers = os.dup(0), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what a reward prints must not get among the frames
+    setup = _read_frame(requests)
+    if os.getppid() != setup["parent"]:
+        os._exit(0)
+    if setup["memory_mb"]:
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        wanted = setup["memory_mb"] << 20
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    state: dict[str, Any] = {"zero": {}, "seconds": {}}
+    try:
+        parts = _timed_parts(setup["spec"], state, answers)
+    except Exception as e:
+        write_frame(answers, ["error", f"{type(e).__name__}: {e}" if not isinstance(e, ValueError) else str(e)])
+        os._exit(1)
+    write_frame(answers, ["ready"])
+    from rewards.combine import combine
+
+    for _ in itertools.count():
+        request = _read_frame(requests)
+        state.update(zero=request["zero"], seconds={})
+        try:
+            score = combine(parts, Text(request["text"], request["tokens"], request["truncated"]), request["problem"])
+            write_frame(answers, ["score", score.value, dict(score.parts), score.reason, state["seconds"]])
+        except Exception as e:
+            write_frame(
+                answers, ["error", f"{state['part']} of {request['problem'].get('id', '?')}: {type(e).__name__}: {e}"[:2000]]
+            )
+
+
+def _timed_parts(spec: Mapping[str, Any], state: dict[str, Any], answers: IO[bytes]) -> tuple:
+    """The table's rewards, each announcing itself, keeping its time, and 0 where the pool says so or memory runs out."""
+    from rewards import combine
+
+    if not spec:
+        combine.build(spec)  # says what is wrong
+
+    def timed(name: str, reward: Any) -> Any:
+        def run(completion: Sampled, problem: Mapping[str, Any]) -> Score:
+            if name in state["zero"]:
+                return Score(0.0, {}, state["zero"][name])
+            state["part"] = name
+            write_frame(answers, ["part", name])
+            begin = time.monotonic()
+            try:
+                return reward(completion, problem)
+            except MemoryError:
+                return Score(0.0, {}, "memory: over the worker's limit")
+            finally:
+                state["seconds"][name] = time.monotonic() - begin
+
+        return run
+
+    parts = [combine._part(name, entry, spec) for name, entry in spec.items()]
+    return tuple(dataclasses.replace(part, reward=timed(part.name, part.reward)) for part in parts)
+
+
+if __name__ == "__main__":
+    worker()
