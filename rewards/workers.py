@@ -6,7 +6,7 @@
         if reason := pool.stop_reason(): ...                           # the trainer stops
         pool.stats()                                                   # latency of each reward, masked share, restarts
 
-Each worker is `python -m rewards.workers`: a fresh interpreter (never a fork of a process with torch), JSON frames over pipes (never
+Each worker is `python -m rewards.worker_child`: a fresh interpreter (never a fork of a process with torch), JSON frames over pipes (never
 pickle), the clock kept in this process (never signal.alarm). What becomes of a sample that breaks its worker:
   a reward that judges text itself overruns the wall or the memory, or crashes twice    that reward is 0, the others still count
   a worker is killed, or a reward that depends on others (code, preference, a user's) overruns    retried twice, then masked (value None)
@@ -16,13 +16,10 @@ pickle), the clock kept in this process (never signal.alarm). What becomes of a 
 from __future__ import annotations
 
 import collections
-import ctypes
 import dataclasses
-import itertools
 import json
 import os
 import queue
-import resource
 import select
 import signal
 import struct
@@ -33,9 +30,10 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rewards.score import Sampled, Score, Text
+from rewards.score import Sampled, Score
+from rewards.worker_child import write_frame
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 RETRIES = 2
@@ -47,12 +45,6 @@ DEPENDENT = ("code", "preference")  # slow or dead for reasons that need not be 
 
 class RewardError(RuntimeError):
     """A reward raised; the message is its traceback's last line and names the reward."""
-
-
-def write_frame(stream: IO[bytes], data: Any) -> None:
-    text = json.dumps(data).encode()
-    stream.write(struct.pack("<I", len(text)) + text)
-    stream.flush()
 
 
 @dataclasses.dataclass
@@ -78,7 +70,7 @@ class _Process:
         path = os.pathsep.join(dict.fromkeys([ROOT, *filter(None, sys.path)]))
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "rewards.workers"],
+            [sys.executable, "-m", "rewards.worker_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -301,82 +293,3 @@ class RewardPool:
         if done < MASKED_FROM or masked <= MASKED_MOST * done:
             return None
         return f"{masked} of {done} samples ({masked / done:.1%}) could not be scored, more than {MASKED_MOST:.0%}: see the scores' reasons"
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = os.read(fd, size - len(data))
-        if not part:
-            os._exit(0)  # the pool is gone
-        data += part
-    return data
-
-
-def _read_frame(fd: int) -> Any:
-    return json.loads(_read_exactly(fd, struct.unpack("<I", _read_exactly(fd, 4))[0]))
-
-
-def worker() -> None:
-    """The child: builds the rewards, then answers requests with ["part", name] before each reward and ["score", ...] or ["error", text]."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the pool
-    requests, answers = os.dup(0), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # what a reward prints must not get among the frames
-    setup = _read_frame(requests)
-    if os.getppid() != setup["parent"]:
-        os._exit(0)
-    if setup["memory_mb"]:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = setup["memory_mb"] << 20
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    state: dict[str, Any] = {"zero": {}, "seconds": {}}
-    try:
-        parts = _timed_parts(setup["spec"], state, answers)
-    except Exception as e:
-        write_frame(answers, ["error", f"{type(e).__name__}: {e}" if not isinstance(e, ValueError) else str(e)])
-        os._exit(1)
-    write_frame(answers, ["ready"])
-    from rewards.combine import combine
-
-    for _ in itertools.count():
-        request = _read_frame(requests)
-        state.update(zero=request["zero"], seconds={})
-        try:
-            score = combine(parts, Text(request["text"], request["tokens"], request["truncated"]), request["problem"])
-            write_frame(answers, ["score", score.value, dict(score.parts), score.reason, state["seconds"]])
-        except Exception as e:
-            write_frame(
-                answers, ["error", f"{state['part']} of {request['problem'].get('id', '?')}: {type(e).__name__}: {e}"[:2000]]
-            )
-
-
-def _timed_parts(spec: Mapping[str, Any], state: dict[str, Any], answers: IO[bytes]) -> tuple:
-    """The table's rewards, each announcing itself, keeping its time, and 0 where the pool says so or memory runs out."""
-    from rewards import combine
-
-    if not spec:
-        combine.build(spec)  # says what is wrong
-
-    def timed(name: str, reward: Any) -> Any:
-        def run(completion: Sampled, problem: Mapping[str, Any]) -> Score:
-            if name in state["zero"]:
-                return Score(0.0, {}, state["zero"][name])
-            state["part"] = name
-            write_frame(answers, ["part", name])
-            begin = time.monotonic()
-            try:
-                return reward(completion, problem)
-            except MemoryError:
-                return Score(0.0, {}, "memory: over the worker's limit")
-            finally:
-                state["seconds"][name] = time.monotonic() - begin
-
-        return run
-
-    parts = [combine._part(name, entry, spec) for name, entry in spec.items()]
-    return tuple(dataclasses.replace(part, reward=timed(part.name, part.reward)) for part in parts)
-
-
-if __name__ == "__main__":
-    worker()
