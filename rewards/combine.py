@@ -32,10 +32,14 @@ from rewards.preference import preference
 from rewards.score import Reward, Sampled, Score
 
 
-def _code(**options: Any) -> Reward:
+def _code_reward() -> Callable[..., Reward]:
     from rewards.code_tests import code_reward  # reaches for the sandbox: only for recipes that run programs
 
-    return code_reward(**options)
+    return code_reward
+
+
+def _code(**options: Any) -> Reward:
+    return _code_reward()(**options)
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {
@@ -105,9 +109,7 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}{_nearest(name, REWARDS)}; there are {sorted(REWARDS)} and module:function")
     factory = REWARDS[name]
-    if factory is _code:
-        from rewards.code_tests import code_reward as factory
-    parameters = inspect.signature(factory).parameters
+    parameters = inspect.signature(_code_reward() if factory is _code else factory).parameters
     names = list(parameters)
     for option in options:
         if option not in names:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from rewards.math_parse import Node
+from rewards.math_tree import canonical
 
 BITS = 170
 AGREE = 120  # two values are equal when they agree in so many leading bits
@@ -106,7 +107,7 @@ def _root(value: Fraction, n: int) -> Fraction | None:
 
 
 def _exact_function(name: str, args: list[Fraction | None]) -> Fraction | None:
-    values = [a for a in args if a is not None]
+    values: list[Any] = [a for a in args if a is not None]
     if len(values) != len(args):
         return None
     whole = all(v.denominator == 1 for v in values)
@@ -127,35 +128,6 @@ def _exact_function(name: str, args: list[Fraction | None]) -> Fraction | None:
 
 
 # -- values at a point -------------------------------------------------------------------------------------------------------
-
-
-def symbols(node: Node) -> frozenset[str]:
-    """The names of the free symbols."""
-    if node[0] == "sym":
-        return frozenset((node[1],))
-    found: frozenset[str] = frozenset()
-    for child in children(node):
-        found |= symbols(child)
-    return found
-
-
-def children(node: Node) -> list[Node]:
-    """The nodes directly below."""
-    found: list[Node] = []
-    stack = list(node[1:])
-    while stack:
-        part = stack.pop()
-        if isinstance(part, tuple) and part:
-            if isinstance(part[0], str) and part[0] in _KINDS:
-                found.append(part)
-            else:
-                stack.extend(part)
-    return found
-
-
-_NAMES = "num sym text add mul neg div pow pm fact fn app opaque deg pct unit base ratio rel list set tuple"
-_KINDS = set(_NAMES.split())
-_KINDS |= {"union", "cap", "minus", "matrix", "inf", "const"}
 
 
 def chance(*key: Any) -> random.Random:
@@ -301,17 +273,3 @@ class _Evaluator:
             raise Undecided("the logarithm of zero")
         base = args[1] if len(args) > 1 else mp.mpf(10) if name == "log10" or (name == "log" and self.base10) else None
         return mp.log(args[0]) if base is None else mp.log(args[0]) / mp.log(base)
-
-
-def canonical(node: Node) -> str:
-    """One spelling for trees that differ only in the order of summands and factors."""
-    kind = node[0]
-    if kind in ("add", "mul", "set"):
-        return f"{kind}({','.join(sorted(canonical(n) for n in node[1]))})"
-    if kind == "num":
-        return str(node[1])
-    if kind == "matrix":
-        return f"matrix({';'.join(','.join(canonical(x) for x in row) for row in node[1])})"
-    parts = [canonical(n) for n in children(node)]
-    marks = [p for p in node[1:] if isinstance(p, (str, int)) or (kind == "rel" and p is node[1])]
-    return f"{kind}{marks}({','.join(parts)})"

@@ -84,7 +84,7 @@ def _tagged(text: str) -> tuple[int, str] | None:
 
 def _boxed(text: str) -> tuple[int, str] | None:
     r"""The last `\boxed` with content, joined with those directly before it."""
-    boxes = []
+    boxes: list[tuple[int, int, str]] = []
     for match in list(_BOX.finditer(text))[-30:]:
         if match.start() < (boxes[-1][1] if boxes else 0):
             continue  # a box in a box

@@ -29,7 +29,9 @@ CONSTANTS: dict[str, tuple[Any, ...]] = {
 
 _NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve"
 CONSTANTS |= {name: ("num", Fraction(n), 0) for n, name in enumerate(_NUMERALS.split())}
-SCALES = {name: Fraction(10**n) for name, n in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))}
+SCALES = {
+    name: Fraction(10**n) for name, n in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12))
+}
 
 _GREEK = """
 alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
