@@ -8,8 +8,10 @@ Axes: L positions of a row, H query heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -148,10 +150,21 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float,
     # Under autocast an fp32 norm weight lifts queries and keys to fp32; flash attention wants them as the values are.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     k, v = k.index_select(0, packing.kv), v.index_select(0, packing.kv)
+    if _grouped_queries(varlen_attn):
+        options = {"enable_gqa": True}
+    else:
+        repeat = q.shape[1] // k.shape[1]
+        k, v, options = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), {}
     return varlen_attn(
         q.contiguous(), k, v, packing.cu_q, packing.cu_k, packing.max_q, packing.max_k,
-        scale=scaling, window_size=(-1, 0), enable_gqa=True,
+        scale=scaling, window_size=(-1, 0), **options,
     )  # fmt: skip
+
+
+@cache
+def _grouped_queries(varlen_attn: Callable[..., Tensor]) -> bool:
+    """Whether this torch shares key heads among query heads by itself (2.13 does, 2.11 does not)."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.nano.corpus import Encoded, Mix, encode
+from recipes.nano.corpus import PREFIX, Encoded, Mix, encode
 from recipes.nano.problems import heldout
 from recipes.nano.tokenizer import VOCABULARY, train_tokenizer
 
@@ -82,15 +82,19 @@ def batches(buckets: list[tuple[Tensor, Tensor, Tensor]], tokens: int, seed: int
         yield tuple(part[start:stop] for part in buckets[number])  # type: ignore[misc]
 
 
-def document_loss(model: Any, ids: Tensor, lengths: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean loss of next tokens, and that of the completions' tokens alone. ids [N, L]."""
+def document_loss(model: Any, ids: Tensor, lengths: Tensor, prompts: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+    """The weighted mean loss of next tokens, and that of the completions' tokens alone. ids [N, L].
+
+    The first `prefix` tokens are the template, the same in every document: nothing to predict there.
+    """
     ids = ids.long()
-    targets = ids[:, 1:]
-    position = torch.arange(1, ids.shape[1], device=ids.device)
+    targets = ids[:, prefix:]
+    position = torch.arange(prefix, ids.shape[1], device=ids.device)
     completion = (position >= prompts[:, None]) & (position < lengths[:, None])
     weight = completion + PROMPT_WEIGHT * (position < prompts[:, None])
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        logits = model(ids[:, :-1], use_cache=False).logits
+        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[:, prefix - 1 :]
+        logits = model.lm_head(hidden)
     each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     return (each * weight).sum() / weight.sum(), (each.detach() * completion).sum() / completion.sum()
 
@@ -103,7 +107,7 @@ def rate_at(step: int, steps: int) -> float:
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def train(model: Any, encoded: Encoded, pad: int, rate: float, tokens: int, seed: int, device: str) -> list[float]:
+def train(model: Any, encoded: Encoded, prefix: int, pad: int, rate: float, tokens: int, seed: int, device: str) -> list[float]:
     """One pass over the documents. Returns the completions' loss, the mean of each 2 % of the run."""
     buckets = to_buckets(encoded, pad, device)
     order = list(batches(buckets, tokens, seed))
@@ -121,7 +125,7 @@ def train(model: Any, encoded: Encoded, pad: int, rate: float, tokens: int, seed
     every = max(1, len(order) // 50)
     started = time.time()
     for step, batch in enumerate(order, 1):
-        loss, shown = document_loss(model, *batch)
+        loss, shown = document_loss(model, *batch, prefix)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -158,7 +162,8 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     if encoded.overlap:
         raise RuntimeError(f"{encoded.overlap} documents share a problem with the held-out ones: the splits are broken")
     model = build_model(options.hidden, options.layers, options.heads, options.intermediate, tokenizer).to(device)
-    curve = train(model, encoded, tokenizer.pad_token_id, options.rate, options.batch_tokens, options.seed, device)
+    prefix = len(tokenizer(PREFIX)["input_ids"])
+    curve = train(model, encoded, prefix, tokenizer.pad_token_id, options.rate, options.batch_tokens, options.seed, device)
     manifest = {
         "command": "python -m recipes.nano.pretrain",
         "settings": {key: value for key, value in vars(options).items() if key not in ("out", "mix", "processes")},
