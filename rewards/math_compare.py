@@ -13,7 +13,7 @@ from typing import Any
 from rewards.math_eval import Undecided, context, exact, same, value
 from rewards.math_parse import Node
 from rewards.math_region import is_region, regions
-from rewards.math_scalar import points, quantities, quantity, scalars
+from rewards.math_scalar import points, quantities, quantity, scalars, whole_numbers
 from rewards.math_tree import canonical, children, has, replaced, symbols
 
 MAX_ITEMS = 60  # of a list, set or tuple
@@ -87,6 +87,9 @@ def _collections(gold: Node, answer: Node, tolerance: float) -> bool:
     if g_names and a_names and set(g_names) == set(a_names):
         a = tuple(a[a_names.index(name)] for name in g_names)
         return _in_order(tuple(map(_value, g)), tuple(map(_value, a)), tolerance)
+    if g_names and a_names:  # other labels: only functions of another letter are the same
+        named = all(name.startswith("app") for name in (*g_names, *a_names)) and len(g) == len(a)
+        return named and all(equal(x, y, tolerance) for x, y in zip(g, a, strict=True))
     if (g_names or a_names) and len(g) == len(a):
         return _in_order(tuple(map(_value, g)), tuple(map(_value, a)), tolerance)
     matched: set[int] = set()
@@ -231,6 +234,8 @@ def _relations(gold: Node, answer: Node, tolerance: float) -> bool:
             g_value, a_value = _renamed(gold, g[1], answer, a[1])
             if equal(g_value, a_value, tolerance):
                 return True
+            if g[0] == a[0] != "":
+                return False
         if regions(gold, answer):
             return True
         return len(gold[1]) == len(answer[1]) == 1 and _equations(gold, answer)
@@ -268,12 +273,12 @@ def _equations(gold: Node, answer: Node) -> bool:
     names, ratio, agreed = symbols(f) | symbols(h), None, 0
     if not names or any(node[0] in ("tuple", "set", "list", "matrix", "text") for node in (*gold[2], *answer[2])):
         return False
-    for point in points(names, False):
+    for point in points(names, whole_numbers(f, h)):
         try:
             one, two = value(f, point), value(h, point)
         except Undecided:
             continue
-        if not one or not two:
+        if not one or not two or context().isinf(one) or context().isinf(two):
             return False
         if ratio is not None and not same(one / two, ratio):
             return False

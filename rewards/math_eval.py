@@ -114,10 +114,10 @@ def _exact_function(name: str, args: list[Fraction | None]) -> Fraction | None:
     if name == "sqrt":
         n = values[1] if len(values) > 1 else Fraction(2)
         return _exact_power(values[0], 1 / n) if values[0] >= 0 and n > 0 and n.denominator == 1 else None
-    if name in ("abs", "floor", "ceil") and len(values) == 1:
-        return {"abs": abs, "floor": lambda v: Fraction(math.floor(v)), "ceil": lambda v: Fraction(math.ceil(v))}[name](
-            values[0]
-        )
+    if name == "abs":
+        return abs(values[0])
+    if name in ("floor", "ceil"):
+        return Fraction(math.floor(values[0]) if name == "floor" else math.ceil(values[0]))
     if name in ("gcd", "lcm") and whole:
         return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, values)))
     if name in ("max", "min"):

@@ -34,6 +34,8 @@ def regions(gold: Node, answer: Node) -> bool:
         return False
     if not (_is_line(gold) and _is_line(answer)) or gold[0] == answer[0] == "tuple":
         return False
+    if any(has(n, "rel") and _variable(n) is None for n in (gold, answer)):
+        return False
     names = {canonical(v) for n in (gold, answer) if (v := _variable(n)) is not None}
     variable = next((v for n in (gold, answer) if (v := _variable(n)) is not None), ("sym", "x"))
     mp = context()
@@ -46,7 +48,7 @@ def regions(gold: Node, answer: Node) -> bool:
         verdicts = [tuple(member(x) for x in tests) for member in members]
     except (Undecided, KeyError):
         return False
-    return verdicts[0] == verdicts[1] and (any(verdicts[0]) or gold[0] == answer[0])
+    return verdicts[0] == verdicts[1] and any(verdicts[0])
 
 
 def _is_line(node: Node) -> bool:

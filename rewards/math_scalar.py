@@ -100,6 +100,11 @@ def _any_log(gold: Node, answer: Node, names: frozenset[str]) -> bool:
     return _identical(gold, answer, names, True)
 
 
+def whole_numbers(*nodes: Node) -> bool:
+    """Whether a formula is about whole numbers: factorials, floors, common divisors."""
+    return any(calls(node, _DISCRETE) for node in nodes)
+
+
 def points(names: frozenset[str], whole: bool, count: int = 6) -> list[dict[str, Any]]:
     """Random points: half of them positive, half of mixed signs; whole numbers for the letters of whole numbers."""
     mp, found = context(), []
@@ -118,9 +123,8 @@ def points(names: frozenset[str], whole: bool, count: int = 6) -> list[dict[str,
 
 def _identical(gold: Node, answer: Node, names: frozenset[str], base10: bool) -> bool:
     """Whether both agree at all points where both are real; where that leaves fewer than two points, at all points."""
-    whole = calls(gold, _DISCRETE) or calls(answer, _DISCRETE)
     mp, real, other, agreed = context(), 0, 0, True
-    for point in points(names, whole):
+    for point in points(names, whole_numbers(gold, answer)):
         try:
             g, a = value(gold, point, base10), value(answer, point, base10)
         except Undecided:
