@@ -248,7 +248,8 @@ def _asserts(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: L
         else:
             done = True
             break
-    checker.kill("ended")
+    if not checker.ended:
+        checker.kill("ended")
     checked = sandbox.finish(checker)
     verdict = Verdict("fail" if detail else "pass", passed, detail=detail)
     if crashed or done:

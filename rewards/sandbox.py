@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards import sandbox_host as host
-from rewards.sandbox_run import Limits, Program, Run, Worker
+from rewards.sandbox_run import Limits, Program, Run, Worker, WorkerKilled
 
 SOURCE_MOST = 1 << 20
 
@@ -151,19 +151,27 @@ def _try(tier: str) -> str:
     """Empty when `tier` works and holds, else the reason."""
     sandbox = object.__new__(Sandbox)
     sandbox.tier, sandbox.limits, sandbox.lock, sandbox.workers = tier, Limits(wall_s=10.0), threading.RLock(), {}
-    with sandbox:
-        try:
-            sandbox.worker("plain")
-        except OSError as e:
-            return str(e).strip().replace("\n", " ")
-        if tier == "unsafe":
-            return ""
-        run = sandbox.run(CANARY)
-        try:
-            doors = json.loads(run.stdout)
-        except ValueError:
-            return f"the canary ended with {run.kind} {run.detail}"
-        return f"a program still {', '.join(doors)}" if doors else ""
+    reason = "it is killed each time"
+    for _ in range(4):  # what was killed from outside says nothing about the tier
+        with sandbox:
+            try:
+                sandbox.worker("plain")
+            except WorkerKilled:
+                continue
+            except OSError as e:
+                return str(e).strip().replace("\n", " ")
+            if tier == "unsafe":
+                return ""
+            run = sandbox.run(CANARY)
+            if run.kind == "infrastructure":
+                reason = run.detail
+                continue
+            try:
+                doors = json.loads(run.stdout)
+            except ValueError:
+                return f"the canary ended with {run.kind} {run.detail}"
+            return f"a program still {', '.join(doors)}" if doors else ""
+    return reason
 
 
 def tier() -> dict[str, str]:

@@ -118,6 +118,8 @@ def main() -> None:
     versions = {}
     for name in [*STANDARD, *setup["preload"]]:
         versions[name] = getattr(importlib.import_module(name), "__version__", "")
+    for code in setup["warm"]:
+        exec(code, {})
     sys.path[:] = base
     sys.argv = ["solution.py"]
     uid = limits.drop_root(setup["uids"]) if os.getuid() == 0 and setup["isolate"] else os.getuid()

@@ -27,6 +27,15 @@ SYSTEM = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld
 DEVICES = ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"]
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 IMAGES = {"plain": [], "numpy": ["numpy"], "sympy": ["numpy", "sympy"]}  # what each worker has loaded before it forks
+# Run once before the forks: what these do first (imports, caches) takes up to a second, which each program would pay anew
+WARM = {
+    "numpy": "import numpy as np; a = np.arange(6.0).reshape(2, 3); str(a @ a.T), a.sum(), np.linalg.det(np.eye(2)), np.random.rand()",
+    "sympy": """from sympy import *
+x, y = symbols("x y")
+str([expand((x + 1) ** 2), factor(x**2 - 1), solve(x**2 - 4), solve([x + y - 1, x - y]), diff(sin(x), x), integrate(x * sin(x), x)])
+str([simplify(sin(x) ** 2 + cos(x) ** 2), factorint(12), isprime(7), Rational(1, 3) + sqrt(2), Matrix([[1, 2], [3, 4]]).det(), N(pi)])
+str([limit(sin(x) / x, x, 0), series(exp(x), x, 0, 3), sympify("x + 1"), Eq(x, 1), gcd(4, 6), Sum(x, (x, 1, 3)).doit()])""",
+}
 BESIDE = {"numpy": ["numpy.libs"], "sympy": ["mpmath"]}  # folders that a package needs beside its own
 
 
@@ -135,6 +144,7 @@ def plan(tier: str, image: str, fd: int) -> tuple[list[str], dict]:
         "readable": readable,
         "sites": list(dict.fromkeys(os.path.dirname(fs[0]) for fs in packages.values())),
         "preload": [*packages, *(["mpmath"] if "sympy" in packages else [])],
+        "warm": [WARM[name] for name in packages if name in WARM],
         "uids": spare_uids(),
     }
     run = [python.executable, "-s", "-S", "-B", OURS[0], str(fd)]

@@ -53,6 +53,10 @@ class Run:
     detail: str = ""
 
 
+class WorkerKilled(OSError):
+    """The worker could not start because something outside killed it: try again."""
+
+
 class _Spawner:
     """Starts processes from one thread that never ends: the kernel's die-with-parent is bound to the starting thread, not its process."""
 
@@ -102,13 +106,17 @@ class Worker:
         finally:
             theirs.close()
         self.control.settimeout(START_S)
-        try:
+        ready = b""
+        with contextlib.suppress(OSError):
             self.control.send(json.dumps(setup).encode())
             ready = self.control.recv(65536)
-        except OSError:
-            ready = b""
         if not ready:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            ended = self.process.returncode
             self.close()
+            if not self.complaint and ended in (-signal.SIGKILL, 128 + signal.SIGKILL):  # bubblewrap reports as a shell does
+                raise WorkerKilled("its worker was killed while it started")
             raise OSError(f"its worker did not start: {self.complaint[-300:] or 'no message'}")
         self.control.settimeout(None)
         self.about = json.loads(ready)

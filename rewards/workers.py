@@ -77,8 +77,12 @@ class _Process:
             start_new_session=True,
         )
         self.buffer = bytearray()
-        self._write({"spec": spec, "memory_mb": memory_mb, "parent": os.getpid()})
-        ready = self._frame(time.monotonic() + START_S, "start")
+        try:
+            self._write({"spec": spec, "memory_mb": memory_mb, "parent": os.getpid()})
+            ready = self._frame(time.monotonic() + START_S, "")
+        except _Died:
+            self.close()
+            raise
         if ready != ["ready"]:
             self.close()
             raise ValueError(ready[1] if ready else f"a reward worker was not ready after {START_S:g} s")
@@ -87,7 +91,7 @@ class _Process:
         assert self.popen.stdin is not None
         try:
             write_frame(self.popen.stdin, data)
-        except OSError:
+        except (OSError, ValueError):  # it is gone, or was never replaced
             raise _Died("closed its pipe", "") from None
 
     def _frame(self, deadline: float, part: str) -> Any:
@@ -223,7 +227,7 @@ class RewardPool:
 
     def _restart(self, slot: int) -> None:
         self.processes[slot].close()
-        self.counts["restarts"] += 1
+        self.counts["restarts"] += 1  # until it succeeds the closed one stays: the next sample tries again
         self.processes[slot] = _Process(self.spec, self.memory_mb)
 
     def _score(self, slot: int, task: _Task) -> Score:
@@ -235,14 +239,11 @@ class RewardPool:
                 answer, fault = "", self._died(task, died)
             if not isinstance(answer, str):
                 return self._answered(answer)
-            while True:
-                try:
-                    self._restart(slot)
-                    break
-                except (_Died, OSError) as e:  # killed while it started
-                    task.tries, fault = task.tries + 1, f"a reward worker does not start: {e}"
-                    if task.tries > RETRIES + 3:
-                        raise RewardError(fault) from None
+            try:
+                self._restart(slot)
+            except (_Died, ValueError, OSError) as e:
+                task.tries += 1
+                fault = f"a reward worker does not start: {e}"
             if fault and task.tries > RETRIES:
                 return Score(None, {}, f"infrastructure: {fault}")
         raise RewardError("the pool was closed")
