@@ -26,6 +26,8 @@ from rewards.score import Reward, Sampled, Score
 
 _WRAPPED = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _CHOICE = re.compile(r"\(?([A-Ja-j])\)?(?:[.):]\s*\S.*)?", re.DOTALL)
+_REASONED = re.compile(r"\(?([A-J])\)?\s*(?:\u2014|,)?\s*(?:because|since|as|not)\b")
+_NAMED = re.compile(r"\(([A-J])\)|\b([B-HJ]|A(?=[.,;:)]|$))(?![\w'])")
 _DECIMAL_COMMA = re.compile(r"([-+]?)(\d+),(\d\d)|([-+]?)(0),(\d+)")
 
 
@@ -115,12 +117,16 @@ def _letters(text: str) -> bool:
 
 def _same_choice(answer: str, gold: str) -> bool:
     """`C` is `(C)`, `c`, `C. 42`; words are compared by `spelling` only."""
-    g = _CHOICE.fullmatch(_WRAPPED.sub(r"\1", gold).strip(" .$"))
-    a = _CHOICE.fullmatch(_WRAPPED.sub(r"\1", clean(answer)).strip(" ."))
+    gold, answer = _WRAPPED.sub(r"\1", gold).strip(" .$"), _WRAPPED.sub(r"\1", clean(answer)).strip(" .*`")
+    g = _CHOICE.fullmatch(gold)
     if g is None:
-        plain = [re.sub(r"[^a-z0-9]", "", _WRAPPED.sub(r"\1", t).lower()) for t in (answer, gold)]
-        return plain[0] == plain[1]
-    return a is not None and a[1].upper() == g[1].upper()
+        return re.sub(r"[^a-z0-9]", "", answer.lower()) == re.sub(r"[^a-z0-9]", "", gold.lower())
+    if (a := _REASONED.match(answer)) is not None:
+        return a[1] == g[1].upper()
+    if (a := _CHOICE.fullmatch(answer)) is not None and not {x or y for x, y in _NAMED.findall(answer, a.end(1))} - {a[1]}:
+        return a[1].upper() == g[1].upper()
+    named = {x or y for x, y in _NAMED.findall(answer)}  # prose: right when it names one option and no other
+    return named == {g[1].upper()}
 
 
 def accuracy(mode: str = "lenient", tolerance: float = 0.0) -> Reward:

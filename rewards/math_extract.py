@@ -14,7 +14,7 @@ _SAYS = re.compile(r"\banswers?(?:\*\*)?\s*(?:is|are|was|:|=|to the (?:question|
 _JOINS = re.compile(r"(?:[\s,;$.]|\+\+|\\\Z|\\q?quad|\\[,;! )(\]\[]|\\text\{|[{}]|\b(?:and|or)\b)*")
 _LABEL = re.compile(r"(?:[\s$]|\\[,;!)(])*[A-Za-z]\w*(?:_\{?\w+\}?)?\s*=[\s$]*")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\.|[^$\\])+)\$", re.DOTALL)
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
+_NUMBER = re.compile(r"(?:-\$?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?")
 _LOOSE = re.compile(r"-?\d+(?:[.,]\d+)*")
 _STATES = re.compile(r".*[A-Za-z$}]\s+(?:is|are|equals?)\s+(?=[^A-Za-z]|[A-Za-z]\b)", re.DOTALL)
 _OPEN, _CLOSE = "<answer>", "</answer>"
@@ -42,6 +42,7 @@ def final(text: str) -> str:
 
     For judging given answers (`rewards.grade`); the reward itself reads committed answers only.
     """
+    text = text.rpartition("</think>")[2].strip() or text
     if (answer := extract(text)) is not None:
         return answer
     if len(text) > 20_000:
@@ -56,7 +57,7 @@ def final(text: str) -> str:
     numbers = list(_NUMBER.finditer(text))
     if not formulas and re.match(r"\s*[A-Za-z]{4,}\s*:", text) and (loose := _LOOSE.findall(text)):
         return loose[-1]
-    if not formulas and len(words) > 3 and numbers and "\\" not in text:
+    if not formulas and len(words) >= 3 and text[:1].isalpha() and numbers and "\\" not in text:
         return numbers[-1][0]
     return text.strip()
 

@@ -121,10 +121,13 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<=[\d)\]}])(or|and)(?=[A-Z(\[{\\$\d-])", r" \1 ", text)
     text = re.sub(r"^\\?[\"'`]+|\\?[\"'`]+$", "", text) if text[:1] in "\\\"'`" and text[-1:] in "\"'`" else text
     text = re.sub(
-        r"^\s*(?:\\approx|approximately|about|exactly|roughly)\s+|\*\*(?=\s*$)|^\s*\*\*", "", text, flags=re.IGNORECASE
+        r"^\s*(?:\\approx|approximately|about|exactly|roughly|therefore|thus|simply|just|hence),?\s+|\*\*(?=\s*$)|^\s*\*\*",
+        "",
+        text,
+        flags=re.IGNORECASE,
     )
     text = text.strip().rstrip(" .,;\n\t\r")
-    return text.rstrip("\\") if text.endswith("\\") and not text.endswith("\\\\") else text
+    return text.rstrip(" \\") if text.endswith("\\") else text
 
 
 def tokens(text: str, thousands: bool = True) -> list[Token]:

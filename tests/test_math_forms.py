@@ -9,7 +9,7 @@ import pytest
 from rewards.math_answer import equal
 
 LINES = (Path(__file__).parent / "math_forms.txt").read_text(encoding="utf-8").splitlines()
-ONE_WAY = ("hacks", "units", "mixed")  # answers there need not be golds, or mean more as a gold than as an answer
+ONE_WAY = ("choices", "hacks", "units", "mixed")  # answers there need not be golds, or mean more as a gold than as an answer
 
 
 def rows() -> list[tuple[str, str]]:
