@@ -1,6 +1,6 @@
 """Tiny random models of three families with a byte-level tokenizer, made once a test session in a folder that goes with it.
 
-The weights are wide (std 0.2), so that distributions are far from uniform and gradients far from zero. The vocabulary (330) is not a
+The weights are wide (std 0.12), so that distributions are far from uniform and gradients far from zero. The vocabulary (330) is not a
 multiple of 64, as an engine that pads its own would like it. Axes: G completions of a group.
 """
 
@@ -58,7 +58,7 @@ def make(config: Any, **changes: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config)
     for weight in model.parameters():
         # Norms and biases too: left at 1 and 0 they would hide a mix-up.
-        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1 and weight.mean() > 0.5), std=0.2)
+        torch.nn.init.normal_(weight, mean=float(weight.ndim == 1 and weight.mean() > 0.5), std=0.12)
     model.generation_config.eos_token_id = STOPS
     return model
 
@@ -73,8 +73,9 @@ def _config(family: str) -> Any:
     if family == "qwen3":
         return Qwen3Config(**shape, head_dim=32, tie_word_embeddings=True)
     if family == "qwen2":
+        shape |= {"num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32: vLLM on a CPU knows none of 16
         return Qwen2Config(**shape, tie_word_embeddings=False)
-    return LlamaConfig(**shape, tie_word_embeddings=False)
+    return LlamaConfig(**shape, head_dim=32, tie_word_embeddings=False)
 
 
 @functools.cache
