@@ -44,7 +44,7 @@ def context() -> Any:
 # -- exact values ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def exact(node: Node) -> Fraction | None:
     """The rational value, or None where there is none within the bounds."""
     value = _exact(node)

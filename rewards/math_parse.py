@@ -23,7 +23,7 @@ MAX_TREE = 120  # tuples in tuples
 _RELATIONS = {"=", "<", ">", "<=", ">=", "!=", "in", "~"}
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def parse(text: str, thousands: bool = True) -> Node:
     """The tree of an answer; MathError when it cannot be read."""
     text = clean(text)

@@ -3,6 +3,7 @@ r"""The accuracy reward: every gold of the real data earns 1, what is not an ans
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from bench.math_rewards import BOMBS
 from rewards.math_answer import accuracy, check_gold, equal, verdict
+from rewards.math_eval import context
 from rewards.math_extract import extract
 from rewards.score import Text
 
@@ -241,17 +243,49 @@ def test_extraction_is_linear(piece: str) -> None:
 
 
 def test_threads_agree_with_one_another() -> None:
-    """mpmath's contexts are not thread-safe; eight threads at once must find what one finds."""
-    pairs = [(f"\\sqrt{{{n}}}+\\frac{{1}}{{{n}}}", f"\\frac{{1}}{{{n}}}+{n}^{{1/2}}") for n in range(2, 60)]
-    pairs += [(f"x^{{{n}}}\\sin {n}x", f"\\sin({n} x) x^{{{n + 1}}}") for n in range(2, 60)]
-    expected = [True] * 58 + [False] * 58
+    """mpmath's contexts are not thread-safe: functions raise their precision for a while, and threads switch often here."""
+    pairs = [
+        (f"\\sin({n}x) \\cos(y) + \\binom{{{n}}}{{t}}", f"\\binom{{{n}}}{{t}} + \\cos(y)\\sin({n} x)") for n in range(2, 30)
+    ]
+    pairs += [(f"x^{{{n}}}\\sin {n}x", f"\\sin({n} x) x^{{{n + 1}}}") for n in range(2, 30)]
+    expected = [True] * 28 + [False] * 28
     found: dict[int, list[bool]] = {}
     threads = [threading.Thread(target=lambda k=k: found.update({k: [equal(a, g) for a, g in pairs]})) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     assert all(found[k] == expected for k in range(8))
+
+
+def test_every_thread_has_a_context_of_its_own() -> None:
+    found = [context()]
+    thread = threading.Thread(target=lambda: found.append(context()))
+    thread.start()
+    thread.join()
+    assert found[0] is context()
+    assert found[0] is not found[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("1" * 10_001, "longer than 10000 characters"),
+        ("1" * 1_001, "a number of more than 1000 digits"),
+        ("(" * 41 + "1" + ")" * 41, "nested deeper than 40"),
+        ("+1" * 301, "more than 600 symbols"),
+        ("\\sqrt" * 70 + "2", "nested deeper than 60"),
+        ("3" + "!" * 200, "a tree deeper than 120"),
+        ("2 * 1e999", "exponent 999 is too large"),
+    ],
+)
+def test_what_is_refused_before_it_is_judged(answer: str, reason: str) -> None:
+    assert verdict(answer, "2") == (False, reason)
 
 
 @pytest.mark.parametrize(
