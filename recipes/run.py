@@ -125,9 +125,9 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
             return only_rollout(config, folder, task, engine)
         return climb(config, folder, task, tokenizer, engine, started, resume, groups)
     finally:
-        engine.learner.acc.end_training()  # trackers write out what they hold
         if engine.sampler is not None:
             engine.sampler.close()
+        engine.learner.acc.end_training()  # trackers write out what they hold; ends torch.distributed too, so after the engine
 
 
 def climb(

@@ -72,7 +72,7 @@ QUESTIONS = [
     {"id": f"train/{i}", "question": f"What is {i}+{2 * i}?", "gold": str(3 * i), "steps": 1 + i % 2} for i in range(10)
 ]
 HELDOUT = [
-    {"id": f"held/{i}", "question": f"What is {i}+{i}?", "gold": str(2 * i), "part": "seen" if i % 2 else "unseen"}
+    {"id": f"held/{i}", "question": f"What is twice {i}?", "gold": str(2 * i), "part": "seen" if i % 2 else "unseen"}
     for i in range(4)
 ]
 RECIPE = """
