@@ -35,10 +35,10 @@ PREFIX, _, _ = R1_ZERO.partition(" {question}")
 class Mix:
     """How good the text is. Shares sum to 1; `right` and `steps` are by the number of steps, from 1."""
 
-    shares: dict[str, float] = field(default_factory=lambda: {"bare": 0.52, "untagged": 0.26, "tagged": 0.15, "junk": 0.07})
-    error: float = 0.10  # a step of a trace
-    right: tuple[float, ...] = (0.80, 0.45, 0.25, 0.15, 0.10, 0.08)  # a bare answer
-    steps: tuple[float, ...] = (0.22, 0.25, 0.23, 0.18, 0.07, 0.05)
+    shares: dict[str, float] = field(default_factory=lambda: {"bare": 0.46, "untagged": 0.30, "tagged": 0.14, "junk": 0.10})
+    error: float = 0.12  # a step of a trace
+    right: tuple[float, ...] = (0.70, 0.35, 0.20, 0.12, 0.08, 0.06)  # a bare answer
+    steps: tuple[float, ...] = (0.20, 0.22, 0.21, 0.17, 0.12, 0.08)
 
     def __post_init__(self) -> None:
         if set(self.shares) != set(KINDS) or abs(sum(self.shares.values()) - 1) > 1e-9:

@@ -194,7 +194,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--intermediate", type=int, default=384)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--mix", default="{}", help='JSON of what differs from corpus.Mix, such as {"error": 0.12}')
     parser.add_argument("--processes", type=int, default=os.cpu_count())
