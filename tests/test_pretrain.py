@@ -48,16 +48,17 @@ def test_evaluation_counts(made) -> None:
 
 
 def test_document_loss_ignores_padding_and_weighs_prompts() -> None:
-    class Uniform(torch.nn.Module):
+    class Favours1(torch.nn.Module):
         """Logits that favour token 1, whatever stands before."""
 
-        def forward(self, ids, use_cache):
-            logits = torch.zeros(*ids.shape, 4)
-            logits[..., 1] = 1.0
-            return type("Out", (), {"logits": logits})
+        def model(self, ids, use_cache):
+            return type("Out", (), {"last_hidden_state": torch.zeros(*ids.shape, 1)})
+
+        def lm_head(self, hidden):
+            return torch.tensor([0.0, 1.0, 0.0, 0.0]).expand(*hidden.shape[:-1], 4)
 
     ids = torch.tensor([[2, 3, 1, 1, 0, 0]], dtype=torch.int16)  # prompt 2 3, completion 1 1, padding 0 0
-    total, completion = document_loss(Uniform(), ids, torch.tensor([4]), torch.tensor([2]))
+    total, completion = document_loss(Favours1(), ids, torch.tensor([4]), torch.tensor([2]), 1)
     norm = torch.logsumexp(torch.tensor([0.0, 1.0, 0.0, 0.0]), 0)
     assert completion == pytest.approx(float(norm - 1), abs=1e-6)
     assert total == pytest.approx(float((0.1 * norm + 2 * (norm - 1)) / 2.1), abs=1e-6)
