@@ -76,6 +76,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "result.json"
     result.write_json(path, {"a": "é"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
