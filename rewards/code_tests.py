@@ -66,7 +66,7 @@ def read_tests(problem: Mapping[str, Any]) -> Tests:
     if asserts:
         setup = (*(problem.get("test_imports") or ()), problem.get("test_setup_code") or "")
         asserts = (asserts,) if isinstance(asserts, str) else tuple(asserts)
-        return Tests("asserts", asserts, entry or tested_builtin(asserts), setup, tolerance)
+        return Tests("asserts", asserts, entry or builtin_under_test(asserts), setup, tolerance)
     given = problem.get("input_output") or problem.get("tests")
     if isinstance(given, str):
         given = json.loads(given)
@@ -96,7 +96,7 @@ def read_tests(problem: Mapping[str, Any]) -> Tests:
     return Tests("stdio", tuple(joined), "", (), tolerance)
 
 
-def tested_builtin(asserts: tuple[str, ...]) -> str:
+def builtin_under_test(asserts: tuple[str, ...]) -> str:
     """The function that these asserts test, when it has a builtin's name: `sum` in "assert sum(10, 15) == 6".
 
     Only asserts that name nothing but builtins can test such a function; in all others a builtin is Python's own, whatever the

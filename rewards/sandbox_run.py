@@ -202,8 +202,12 @@ class Program:
 
     def _pump(self) -> None:
         """Wait for something to happen and do it: move bytes, notice the end, keep the time."""
+        control = self.worker.control.fileno()
+        if control < 0:  # it was closed meanwhile
+            self.gone = True
+            return
         poller = select.poll()
-        poller.register(self.worker.control, select.POLLIN)
+        poller.register(control, select.POLLIN)
         for fd in self.reading:
             poller.register(fd, select.POLLIN)
         for fd, data in self.pending.items():
@@ -221,7 +225,7 @@ class Program:
                 self._read(fd)
             elif fd in self.pending:
                 self._write(fd)
-            elif fd == self.worker.control.fileno():
+            elif fd == control:
                 self._status()
 
     def _read(self, fd: int) -> bool:

@@ -189,14 +189,18 @@ class RewardPool:
         return future
 
     def close(self) -> None:
-        """Kill the workers; scores that were not ready are cancelled."""
+        """Kill the workers; scores that were not ready are cancelled or raise RewardError."""
         self.closed = True
+        while not self.tasks.empty():
+            if task := self.tasks.get():
+                task.future.cancel()
         for _ in self.threads:
             self.tasks.put(None)
-        for process in list(self.processes.values()):
-            process.popen.kill()
-        for thread in self.threads:
-            thread.join()
+        while any(thread.is_alive() for thread in self.threads):
+            for process in list(self.processes.values()):  # again and again: one may have been starting
+                process.popen.kill()
+            for thread in self.threads:
+                thread.join(0.1)
 
     def _serve(self, slot: int, started: queue.SimpleQueue) -> None:
         """One worker's thread: it starts the process (whose life is bound to this thread) and carries tasks to it, one at a time."""
@@ -206,7 +210,9 @@ class RewardPool:
         except (_Died, ValueError, OSError) as e:
             started.put(e)
             return
-        while (task := self.tasks.get()) and not self.closed:
+        while task := self.tasks.get():
+            if self.closed:
+                task.future.cancel()
             if not task.future.set_running_or_notify_cancel():
                 continue
             begin = time.monotonic()
@@ -221,12 +227,11 @@ class RewardPool:
                 self.latency["all"].append(time.monotonic() - begin)
             task.future.set_result(score)
         self.processes.pop(slot).close()
-        while self.closed and not self.tasks.empty():
-            if (task := self.tasks.get()) is not None:
-                task.future.cancel()
 
     def _restart(self, slot: int) -> None:
         self.processes[slot].close()
+        if self.closed:
+            return
         self.counts["restarts"] += 1  # until it succeeds the closed one stays: the next sample tries again
         self.processes[slot] = _Process(self.spec, self.memory_mb)
 
