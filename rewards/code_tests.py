@@ -28,9 +28,11 @@ from typing import Any
 from rewards.code_extract import extract_code
 from rewards.sandbox import Sandbox, image_for, refuse
 from rewards.sandbox_codec import encode, same
-from rewards.sandbox_run import Limits, Program, Run
+from rewards.sandbox_remote import RemoteSandbox
+from rewards.sandbox_run import Limits, Run
 from rewards.score import Reward, Sampled, Score
 
+Runner = Sandbox | RemoteSandbox
 RETRIES = 2  # after an infrastructure fault, before the sample is masked
 
 
@@ -112,7 +114,7 @@ def _arguments(given: Any) -> list[Any]:
     return [json.loads(line) for line in given.strip().split("\n")] if isinstance(given, str) else list(given)
 
 
-def judge(sandbox: Sandbox, source: str, tests: Tests, every: bool = False, budget_s: float = 8.0) -> Verdict:
+def judge(sandbox: Runner, source: str, tests: Tests, every: bool = False, budget_s: float = 8.0) -> Verdict:
     """Run `source` against `tests` within `budget_s` seconds in all. `every`: go on after the first failure (partial credit)."""
     start, total = time.monotonic(), len(tests.cases)
     if refusal := refuse(source):
@@ -131,7 +133,7 @@ def judge(sandbox: Sandbox, source: str, tests: Tests, every: bool = False, budg
     return replace(verdict, total=total, seconds=time.monotonic() - start)
 
 
-def _stdio(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
+def _stdio(sandbox: Runner, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
     """Each case is a run of its own."""
     passed, kind, detail = 0, "pass", ""
     for number, (stdin, expected) in enumerate(tests.cases, 1):
@@ -172,7 +174,7 @@ def _same_word(tolerance: float, got: str, expected: str) -> bool:
         return False
 
 
-def _functions(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
+def _functions(sandbox: Runner, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
     """One run answers all calls; the next call is sent only after the answer to the last."""
     program = sandbox.start(image_for(source), {"mode": "functions", "source": source}, limits=limits)
     passed, failure, crashed = 0, "", False
@@ -203,7 +205,7 @@ def _reply(frame: bytes | None) -> tuple[Any, Any, Any]:
         return None, "no answer", ""
 
 
-def _ended(sandbox: Sandbox, program: Program, crashed: bool, verdict: Verdict) -> Verdict:
+def _ended(sandbox: Runner, program: Any, crashed: bool, verdict: Verdict) -> Verdict:
     """End the program. When it did not answer, how it ended is the verdict."""
     if not program.ended:
         program.kill("ended")  # it waits for the next call, or talks nonsense
@@ -215,7 +217,7 @@ def _ended(sandbox: Sandbox, program: Program, crashed: bool, verdict: Verdict) 
     return replace(verdict, kind=kind, detail=run.detail or "ended before it answered")
 
 
-def _asserts(sandbox: Sandbox, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
+def _asserts(sandbox: Runner, source: str, tests: Tests, every: bool, limits: Limits, end: float) -> Verdict:
     """The tests run in a second worker; what they do with the program's names goes to the first, the answers go back."""
     checking = tests.kind == "check"
     job = {
@@ -303,7 +305,7 @@ def value_of(verdict: Verdict, partial: bool = False) -> float | None:
 
 
 def grade(
-    sandbox: Sandbox, completion: str, problem: Mapping[str, Any], tests: Tests, partial: bool, budget_s: float
+    sandbox: Runner, completion: str, problem: Mapping[str, Any], tests: Tests, partial: bool, budget_s: float
 ) -> Verdict:
     head = str(problem.get("prompt") or "") if tests.kind == "check" else ""
     source = extract_code(completion, head, tests.entry)
@@ -313,11 +315,9 @@ def grade(
 
 
 @functools.cache
-def _sandbox(tier: str, url: str, limits: Limits) -> Sandbox:
+def _sandbox(tier: str, url: str, limits: Limits) -> Runner:
     """One a process and setting; its workers stay warm."""
     if url:
-        from rewards.sandbox_remote import RemoteSandbox
-
         return RemoteSandbox(url, limits)
     return Sandbox(tier, limits)
 

@@ -1,5 +1,6 @@
 """Verdicts on programs: the data sets' own solutions pass, the wrong fail, and what only looks like a solution earns nothing."""
 
+# ruff: noqa: E501 (hostile programs stand on one line each)
 from __future__ import annotations
 
 import gzip
