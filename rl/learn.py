@@ -124,8 +124,8 @@ class Learner:
         norm = float(norm.item())
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(
-                f"the gradient of update {self.updates + 1} is {norm}: the weights are untouched. Look at the largest log-prob mismatch and "
-                "rewards of this step; a lower learn.lr or algorithm.clip_high is the usual remedy"
+                f"the gradient of update {self.updates + 1} is {norm}: the weights are untouched. Look at the largest log-prob mismatch "
+                "and rewards of this step; a lower learn.lr or algorithm.clip_high is the usual remedy"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr

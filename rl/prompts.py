@@ -16,7 +16,10 @@ R1_ZERO = (
 )
 
 # What a chat model is told, so that the same rewards can read it.
-CHAT_SYSTEM = "Think about the problem between <think> and </think>, then give the final answer, and only it, between <answer> and </answer>."
+CHAT_SYSTEM = (
+    "Think about the problem between <think> and </think>,"
+    " then give the final answer, and only it, between <answer> and </answer>."
+)
 
 
 def render(question: str, template: str, tokenizer: Any) -> tuple[int, ...]:
