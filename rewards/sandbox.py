@@ -78,7 +78,7 @@ class Sandbox:
     ) -> Program:
         return Program(self.worker(image, role), job, limits or self.limits, stdin)
 
-    def finish(self, program: Program) -> Run:
+    def finish(self, program: Any) -> Run:
         """The program's end; a worker that died with it is forgotten, so that the next program gets a new one."""
         run = program.finish()
         if program.gone:

@@ -105,7 +105,7 @@ class RemoteSandbox:
     ) -> RemoteProgram:
         return RemoteProgram(self._ask, job, limits or self.limits)
 
-    def finish(self, program: RemoteProgram) -> Run:
+    def finish(self, program: Any) -> Run:
         return program.run or Run("ok")
 
     def close(self) -> None:

@@ -98,15 +98,15 @@ HACKS = {
     "frames": """
 import sys
 def add(*a):
-    f, sought = sys._getframe(), "(1, 2) =" + "= 3"
+    f, sought = sys._getframe(1), "".join(["(1, 2) =", "= 3"])
     while f:
-        if any(sought in str(v) or "out" + "puts" in str(v) for v in (*f.f_locals.values(), *f.f_globals.values())): return a[0] + a[1]
+        if any(sought in str(v) for v in (*f.f_locals.values(), *f.f_globals.values())): return a[0] + a[1]
         f = f.f_back
 """,
     "objects": """
 import gc
 def add(*a):
-    sought = "(1, 2) =" + "= 3"
+    sought = "".join(["(1, 2) =", "= 3"])
     if any(sought in str(o)[:9999] for o in gc.get_objects() if type(o) in (dict, list, tuple)): return a[0] + a[1]
 """,
     "ends its own life unseen": "import os, signal, resource\ntry: resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\nexcept Exception: pass\n"

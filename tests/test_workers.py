@@ -126,21 +126,19 @@ def test_too_many_masked_is_a_reason_to_stop(user: str) -> None:
         assert pool.stop_reason() is None
 
 
-def children() -> list[int]:
+def children() -> list[str]:
+    """Reward workers below this process (another test's sandbox may still be up)."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
+        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
     ).stdout
-    return [
-        int(p)
-        for p in listed.split()
-        if (Path("/proc") / p / "cmdline").exists() and b"rewards" in (Path("/proc") / p / "cmdline").read_bytes()
-    ]
+    return [line for line in listed.splitlines() if "worker_child" in line]
 
 
 def test_close_leaves_no_process_and_cancels_the_rest(user: str) -> None:
     pool = RewardPool({user: {}}, workers=2)
     futures = [pool.submit(RIGHT, row("hang")) for _ in range(4)]
     time.sleep(0.3)
+    assert len(children()) == 2
     begin = time.monotonic()
     pool.close()
     assert time.monotonic() - begin < 10
