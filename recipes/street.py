@@ -112,10 +112,15 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
         dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
         reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
     learner = Learner(config, policy, reference, acc)
-    engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, task.train[:CANARIES])
+    engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, canaries(task.train))
     if sampler is not None:
         prove(policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
     return engine
+
+
+def canaries(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The longest prompts: an engine caches whole blocks (vLLM on a CPU: 128 tokens), and a shorter canary would miss a stale one."""
+    return sorted(prompts, key=lambda p: len(p.ids))[-CANARIES:]
 
 
 def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: int) -> Sampler:

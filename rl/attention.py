@@ -26,12 +26,17 @@ PACKED = "grpo_packed"
 
 @dataclass(frozen=True)
 class Block:
-    """A prompt with its completions: positions [start, stop) and who may look at whom among them (True = may)."""
+    """A prompt of P positions from `start` on with its G completions behind it, the longest of M tokens: they attend side by side."""
 
     start: int
-    stop: int
-    mask: Tensor  # bool [stop - start, stop - start]
-    max_k: int  # keys of the longest sequence: the prompt with one completion
+    prompt: int  # P
+    index_GM: Tensor  # int64, the row's position of each completion's tokens; beyond a completion's end any position
+    inside_GM: Tensor  # bool, False beyond a completion's end
+    mask_MK: Tensor  # bool, K = P + M: the whole prompt, and a completion's own tokens up to this one
+
+    @property
+    def max_k(self) -> int:
+        return self.mask_MK.shape[1]
 
 
 @dataclass(frozen=True)
@@ -66,14 +71,14 @@ def _groups(spans: Sequence[Span]) -> list[list[Span]]:
 def _blocks(spans: Sequence[Span], length: int, device: torch.device) -> tuple[Block, ...]:
     blocks = []
     for group in _groups(spans):
-        start, stop = group[0].prompt_start, group[-1].stop
-        segment = torch.zeros(stop - start, dtype=torch.long)  # 0 the prompt, i the i-th completion
-        for i, span in enumerate(group, 1):
-            segment[span.start - start : span.stop - start] = i
-        visible = (segment[None, :] == 0) | (segment[None, :] == segment[:, None])
-        max_k = max(s.prompt_stop - s.prompt_start + s.stop - s.start for s in group)
-        blocks.append(Block(start, stop, visible.tril().to(device), max_k))
-    if blocks[-1].stop != length:
+        start, prompt = group[0].prompt_start, group[0].prompt_stop - group[0].prompt_start
+        longest = max(span.stop - span.start for span in group)
+        offset_M = torch.arange(longest)
+        index_GM = torch.tensor([span.start for span in group])[:, None] + offset_M
+        inside_GM = index_GM < torch.tensor([span.stop for span in group])[:, None]
+        mask_MK = torch.cat([torch.ones(longest, prompt, dtype=torch.bool), offset_M[:, None] >= offset_M], 1)
+        blocks.append(Block(start, prompt, index_GM.clamp(max=length - 1).to(device), inside_GM.to(device), mask_MK.to(device)))
+    if spans[-1].stop != length:
         raise AssertionError("the spans do not cover the row")
     return tuple(blocks)
 
@@ -127,17 +132,21 @@ def packed_attention(
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    parts = [
-        F.scaled_dot_product_attention(
-            query[:, :, b.start : b.stop],
-            key[:, :, b.start : b.stop],
-            value[:, :, b.start : b.stop],
-            attn_mask=b.mask,
-            scale=scaling,
-        )
-        for b in packing
-    ]
-    return torch.cat(parts, 2).transpose(1, 2), None
+    parts = [part for block in packing for part in _block_attention(query, key, value, scaling, block)]
+    return torch.cat(parts)[None], None
+
+
+def _block_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, block: Block) -> tuple[Tensor, Tensor]:
+    """The block's prompt [P, H, D] and its completions' tokens [sum of lengths, H, D], in the row's order."""
+    start, stop = block.start, block.start + block.prompt
+    q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+    prompt = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    group = len(block.index_GM)
+    # A key beyond a completion's end is seen by no token inside it, for it would stand later.
+    own = [x[0].transpose(0, 1)[block.index_GM].transpose(1, 2) for x in (query, key, value)]
+    k, v = (torch.cat([x.expand(group, -1, -1, -1), mine], 2) for x, mine in zip((k, v), own[1:], strict=True))
+    answers = F.scaled_dot_product_attention(own[0], k, v, attn_mask=block.mask_MK, scale=scaling)
+    return prompt[0].transpose(0, 1), answers.transpose(1, 2)[block.inside_GM]
 
 
 def _longest(packing: Layout) -> int:

@@ -35,7 +35,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    train: str = ""  # "nano", "gsm8k", "math", a hub name, or a .jsonl/.parquet file
+    train: str = ""  # "nano", "gsm8k", a hub name, or a .jsonl/.parquet file
     heldout: str = ""  # the same; never trained on
     folder: str = ""  # where the data sets lie as files; empty: the hub
     limit: int = 0  # first rows of `train` only; 0: all
@@ -53,7 +53,7 @@ class Rollout:
     prompts: int = 32  # P, questions a step
     group: int = 8  # G, completions a question
     max_tokens: int = 1024
-    length_jumps: tuple[tuple[int, int], ...] = ()  # (from step, max_tokens); R1: 32,768 -> 65,536 at 8,200
+    length_jumps: tuple[tuple[int, int], ...] = ()  # (from step, max_tokens): a longer budget from there on, as R1-Zero had
     temperature: float = 1.0
     engine: Mapping[str, Any] = field(default_factory=dict)  # handed to vllm.LLM as they are
 

@@ -102,10 +102,16 @@ def load_model(path: str, *, dtype: torch.dtype, attention: str = PACKED, trust_
     for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop"):
         if getattr(config, name, 0):
             setattr(config, name, 0.0)
-    return _from_pretrained(
+    model, report = _from_pretrained(
         AutoModelForCausalLM, resolve(path), "model", config=config, dtype=dtype, attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, output_loading_info=True,
     )  # fmt: skip
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model.path = {path!r}: {len(missing)} weights are not in its files ({missing[0]}, ...) and would be random; "
+            "the download or the save is incomplete"
+        )
+    return model
 
 
 def stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -89,12 +89,12 @@ def test_the_segments_for_a_gpu_are_the_same_attention():
 def test_who_sees_whom():
     (row,) = rows(tiny.groups([(2, [2, 1])]), 4096)
     (block,) = _blocks(row.spans, 5, torch.device("cpu"))
-    assert block.mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],  # the second completion: the prompt and itself
+    assert (block.start, block.prompt, block.max_k) == (0, 2, 4)
+    assert block.inside_GM.int().tolist() == [[1, 1], [1, 0]]
+    assert block.index_GM[block.inside_GM].tolist() == [2, 3, 4]
+    assert block.mask_MK.int().tolist() == [
+        [1, 1, 1, 0],  # a first token: the prompt and itself
+        [1, 1, 1, 1],
     ]
     with pytest.raises(AssertionError, match="cover"):
         _blocks(row.spans, 6, torch.device("cpu"))

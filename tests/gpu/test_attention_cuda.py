@@ -20,10 +20,15 @@ def _row(vocabulary: int):
         return tuple(torch.randint(2, vocabulary, (n,), generator=generator).tolist())
 
     groups = [
-        Group(Prompt(str(p), ids(20 + p), {}), tuple(Completion(t := ids(5 + 7 * g), (0.0,) * len(t), "stop", "", 0) for g in range(4)))
+        Group(
+            Prompt(str(p), ids(20 + p), {}),
+            tuple(Completion(t := ids(5 + 7 * g), (0.0,) * len(t), "stop", "", 0) for g in range(4)),
+        )
         for p in range(3)
     ]
-    return pack(groups, [[1.0, -1.0, 0.5, 0.0]] * 3, loss="dapo", counts=Counts(12, 300), max_tokens=64, row_tokens=4096).rows[0]
+    return pack(groups, [[1.0, -1.0, 0.5, 0.0]] * 3, loss="dapo", counts=Counts(12, 300), max_tokens=64, row_tokens=4096).rows[
+        0
+    ]
 
 
 def _pass(path: str, device: str, row):
