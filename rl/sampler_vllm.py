@@ -19,7 +19,9 @@ import torch
 
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
-from rl.sampler import Weights, completion, fingerprint
+from rl.sampler import Done, Weights, completion, fingerprint
+
+_Row = tuple[list[int], list[float]]  # token ids, log-probs
 
 _CPU_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -70,7 +72,7 @@ class VllmSampler:
             "disable_log_stats": True,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
-            "max_num_seqs": 512,
+            "max_num_seqs": 1024,
             "enforce_eager": cpu,
         }
         if not cpu:
@@ -93,8 +95,11 @@ class VllmSampler:
             config = None  # a model without one ends at the tokenizer's end-of-sequence token
         return stop_ids(type("", (), {"generation_config": config}), self.tokenizer)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
+    ) -> list[list[Completion]]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         # The engine draws from the process's generator; seeded here, a step repeats bit for bit, also after a resume.
         torch.manual_seed(sampling.seed)
@@ -105,19 +110,38 @@ class VllmSampler:
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of what is not finished
         )
-        requests = [{"prompt_token_ids": list(p)} for p in prompts for _ in range(sampling.n)]
-        results = self.llm.generate(requests, params, use_tqdm=False)
-        rows = []
-        for request, result in zip(requests, results, strict=True):
-            if list(result.prompt_token_ids) != request["prompt_token_ids"]:
-                raise RuntimeError("vLLM generated from other prompt ids than it was given (a BOS added, a template applied?)")
-            output = result.outputs[0]
-            flat = output.logprobs
-            rows.append((list(output.token_ids), [flat.logprobs[i] for i in flat.start_indices]))
+        n = sampling.n
+        requests = [{"prompt_token_ids": list(p)} for p in prompts for _ in range(n)]
+        names = self.llm.enqueue(requests, params, use_tqdm=False)
+        place = {name.partition("-")[0]: k for k, name in enumerate(names)}  # what follows "-" is the engine's own
+        rows: list[list[_Row | None]] = [[None] * n for _ in prompts]
+        missing, made = [n] * len(prompts), list[list[Completion]]([[] for _ in prompts])
+        while self.llm.llm_engine.has_unfinished_requests():
+            for result in self.llm.llm_engine.step():
+                if not result.finished:
+                    continue
+                i, g = divmod(place[result.request_id], n)
+                rows[i][g], missing[i] = self._row(result, prompts[i]), missing[i] - 1
+                if not missing[i]:
+                    made[i] = self._completions([row for row in rows[i] if row])
+                    if done:
+                        done(i, made[i])
+        if any(missing):
+            raise RuntimeError(f"vLLM gave no answer to {sum(missing)} of {len(requests)} requests")
+        return made
+
+    def _row(self, result: Any, prompt: Sequence[int]) -> _Row:
+        """Ids and log-probs of a finished request."""
+        if list(result.prompt_token_ids) != list(prompt):
+            raise RuntimeError("vLLM generated from other prompt ids than it was given (a BOS added, a template applied?)")
+        flat = result.outputs[0].logprobs
+        return list(result.outputs[0].token_ids), [flat.logprobs[i] for i in flat.start_indices]
+
+    def _completions(self, rows: Sequence[_Row]) -> list[Completion]:
         texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        done = [completion(ids, lps, self.stops, text, self.version) for (ids, lps), text in zip(rows, texts, strict=True)]
-        return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
+        return [completion(ids, lps, self.stops, text, self.version) for (ids, lps), text in zip(rows, texts, strict=True)]
 
     def load(self, weights: Weights, version: int) -> None:
         pairs = list(weights)
