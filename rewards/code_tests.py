@@ -295,9 +295,6 @@ def code_reward(
     return reward
 
 
-code = code_reward  # its name in a recipe
-
-
 def value_of(verdict: Verdict, partial: bool = False) -> float | None:
     if verdict.kind == "infrastructure":
         return None

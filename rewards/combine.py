@@ -24,23 +24,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from rewards.code_tests import code_reward
 from rewards.format_tags import format_tags
 from rewards.language import language
 from rewards.length import cosine_length, repetition, soft_overlong
 from rewards.math_answer import accuracy
 from rewards.preference import preference
 from rewards.score import Reward, Sampled, Score
-
-
-def _code_reward() -> Callable[..., Reward]:
-    from rewards.code_tests import code_reward  # reaches for the sandbox: only for recipes that run programs
-
-    return code_reward
-
-
-def _code(**options: Any) -> Reward:
-    return _code_reward()(**options)
-
 
 REWARDS: dict[str, Callable[..., Reward]] = {
     "accuracy": accuracy,
@@ -50,7 +40,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "soft_overlong": soft_overlong,
     "cosine_length": cosine_length,
     "preference": preference,
-    "code": _code,
+    "code": code_reward,
 }
 
 
@@ -66,10 +56,15 @@ class Part:
 
 def build(spec: Mapping[str, Mapping[str, Any]]) -> Reward:
     """The reward of a recipe's `[rewards]` table; ValueError for an unknown name, option or gate."""
+    built = parts(spec)
+    return lambda completion, problem: combine(built, completion, problem)
+
+
+def parts(spec: Mapping[str, Mapping[str, Any]]) -> tuple[Part, ...]:
+    """The table's entries, built; ValueError as `build`."""
     if not spec:
         raise ValueError("no rewards given: a recipe needs at least one, e.g. [rewards.accuracy] weight = 1.0")
-    parts = tuple(_part(name, options, spec) for name, options in spec.items())
-    return lambda completion, problem: combine(parts, completion, problem)
+    return tuple(_part(name, options, spec) for name, options in spec.items())
 
 
 def combine(parts: tuple[Part, ...], completion: Sampled, problem: Mapping[str, Any]) -> Score:
@@ -109,7 +104,7 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}{_nearest(name, REWARDS)}; there are {sorted(REWARDS)} and module:function")
     factory = REWARDS[name]
-    parameters = inspect.signature(_code_reward() if factory is _code else factory).parameters
+    parameters = inspect.signature(factory).parameters
     names = list(parameters)
     for option in options:
         if option not in names:

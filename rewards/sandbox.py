@@ -174,10 +174,10 @@ def _try(tier: str) -> str:
     return reason
 
 
-def tier() -> dict[str, str]:
+def tier(wanted: str = "auto") -> dict[str, str]:
     """For a run's metadata: {"tier": "A", "why": ""}; tier "none" with the reason where a sandbox is refused."""
     try:
-        return dict(zip(("tier", "why"), resolve(), strict=True))
+        return dict(zip(("tier", "why"), resolve(wanted), strict=True))
     except SandboxRefused as e:
         return {"tier": "none", "why": str(e)}
 

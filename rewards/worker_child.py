@@ -7,18 +7,16 @@ Frames are 4 bytes of length and JSON, in on standard input, out on what was sta
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import os
 import resource
 import signal
 import struct
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import IO, Any
 
-from rewards import combine as combining
-from rewards.score import Sampled, Score, Text
+from rewards.score import Score, Text
+from rewards.scorer import Timed
 
 
 def write_frame(stream: IO[bytes], data: Any) -> None:
@@ -53,48 +51,32 @@ def worker() -> None:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         wanted = setup["memory_mb"] << 20
         resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
-    state: dict[str, Any] = {"zero": {}, "seconds": {}}
+    zero: dict[str, str] = {}  # reward -> why the pool says that it is 0
+
+    def around(name: str, call: Callable[[], Score]) -> Score:
+        if name in zero:
+            return Score(0.0, {}, zero[name])
+        write_frame(answers, ["part", name])
+        try:
+            return call()
+        except MemoryError:
+            return Score(0.0, {}, "memory: over the worker's limit")
+
     try:
-        parts = _timed_parts(setup["spec"], state, answers)
+        timed = Timed(setup["spec"], around)
     except Exception as e:
         write_frame(answers, ["error", f"{type(e).__name__}: {e}" if not isinstance(e, ValueError) else str(e)])
         os._exit(1)
     write_frame(answers, ["ready"])
     while True:
         request = _read_frame(requests)
-        state.update(zero=request["zero"], seconds={})
+        zero = request["zero"]
         try:
-            score = combining.combine(parts, Text(request["text"], request["tokens"], request["truncated"]), request["problem"])
-            write_frame(answers, ["score", score.value, dict(score.parts), score.reason, state["seconds"]])
+            score = timed.score(Text(request["text"], request["tokens"], request["truncated"]), request["problem"])
+            seconds = {name: taken for name, taken in timed.seconds.items() if name not in zero}
+            write_frame(answers, ["score", score.value, dict(score.parts), score.reason, seconds])
         except Exception as e:
-            write_frame(
-                answers, ["error", f"{state['part']} of {request['problem'].get('id', '?')}: {type(e).__name__}: {e}"[:2000]]
-            )
-
-
-def _timed_parts(spec: Mapping[str, Any], state: dict[str, Any], answers: IO[bytes]) -> tuple:
-    """The table's rewards, each announcing itself, keeping its time, and 0 where the pool says so or memory runs out."""
-    if not spec:
-        combining.build(spec)  # says what is wrong
-
-    def timed(name: str, reward: Any) -> Any:
-        def run(completion: Sampled, problem: Mapping[str, Any]) -> Score:
-            if name in state["zero"]:
-                return Score(0.0, {}, state["zero"][name])
-            state["part"] = name
-            write_frame(answers, ["part", name])
-            begin = time.monotonic()
-            try:
-                return reward(completion, problem)
-            except MemoryError:
-                return Score(0.0, {}, "memory: over the worker's limit")
-            finally:
-                state["seconds"][name] = time.monotonic() - begin
-
-        return run
-
-    parts = [combining._part(name, entry, spec) for name, entry in spec.items()]
-    return tuple(dataclasses.replace(part, reward=timed(part.name, part.reward)) for part in parts)
+            write_frame(answers, ["error", str(e)])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     with RewardPool({"accuracy": {}, "format": {"weight": 0.1}}, workers=2, wall_s=10) as pool:
         futures = [pool.submit(completion, problem) for ...]          # returns at once
         scores = [future.result() for future in futures]
-        if reason := pool.stop_reason(): ...                           # the trainer stops
-        pool.stats()                                                   # latency of each reward, masked share, restarts
+        pool.stats()                                                   # latency of each reward, restarts, timeouts, deaths
 
 Each worker is `python -m rewards.worker_child`: a fresh interpreter (never a fork of a process with torch), JSON frames over pipes (never
 pickle), the clock kept in this process (never signal.alarm). What becomes of a sample that breaks its worker:
@@ -33,18 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from rewards.score import Sampled, Score
+from rewards.scorer import DEPENDENT, Latency, RewardError, needs_pool
 from rewards.worker_child import write_frame
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 RETRIES = 2
 START_S = 120.0
-MASKED_MOST = 0.02  # of the samples; over it a run must stop
-MASKED_FROM = 100  # samples, before the share means anything
-DEPENDENT = ("code", "preference")  # slow or dead for reasons that need not be the sample's; so is "module:function"
-
-
-class RewardError(RuntimeError):
-    """A reward raised; the message is its traceback's last line and names the reward."""
 
 
 @dataclasses.dataclass
@@ -147,8 +140,7 @@ class RewardPool:
         self.spec, self.wall_s, self.memory_mb = json.loads(json.dumps(spec)), wall_s, memory_mb
         self.tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self.counts: collections.Counter[str] = collections.Counter()
-        self.latency: dict[str, collections.deque[float]] = collections.defaultdict(lambda: collections.deque(maxlen=10_000))
-        self.lock, self.closed = threading.Lock(), False
+        self.lock, self.latency, self.closed = threading.Lock(), Latency(), False
         self.processes: dict[int, _Process] = {}
         started: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self.threads = [
@@ -221,10 +213,7 @@ class RewardPool:
             except BaseException as e:
                 task.future.set_exception(e)
                 continue
-            with self.lock:
-                self.counts["done"] += 1
-                self.counts["masked"] += score.value is None
-                self.latency["all"].append(time.monotonic() - begin)
+            self.latency.add({"all": time.monotonic() - begin})
             task.future.set_result(score)
         self.processes.pop(slot).close()
 
@@ -232,7 +221,7 @@ class RewardPool:
         self.processes[slot].close()
         if self.closed:
             return
-        self.counts["restarts"] += 1  # until it succeeds the closed one stays: the next sample tries again
+        self._count("restarts")  # until it succeeds the closed one stays: the next sample tries again
         self.processes[slot] = _Process(self.spec, self.memory_mb)
 
     def _score(self, slot: int, task: _Task) -> Score:
@@ -255,15 +244,16 @@ class RewardPool:
 
     def _overran(self, task: _Task, part: str) -> str:
         """At the wall: the reward is 0, or it is a fault of the infrastructure, whose text is returned."""
-        self.counts["timeouts"] += 1
-        if part in DEPENDENT or ":" in part or not part:
+        self._count("timeouts")
+        self.latency.add({part or "worker": self.wall_s})
+        if needs_pool(part) or not part:
             task.tries += 1
             return f"{part or 'worker'} over {self.wall_s:g} s"
         task.request["zero"][part] = f"timeout: over {self.wall_s:g} s"
         return ""
 
     def _died(self, task: _Task, died: _Died) -> str:
-        self.counts["deaths"] += 1
+        self._count("deaths")
         if died.why not in ("SIGKILL", "SIGTERM") and died.part and died.part not in DEPENDENT:
             if task.crashed == died.part:
                 task.request["zero"][died.part] = f"crash: {died.why}"
@@ -277,25 +267,16 @@ class RewardPool:
         if kind == "error":
             raise RewardError(rest[0])
         value, parts, reason, seconds = rest
-        with self.lock:
-            for name, taken in seconds.items():
-                self.latency[name].append(taken)
+        self.latency.add(seconds)
         return Score(value, parts, reason)
 
     def stats(self) -> dict[str, float]:
-        """For the metrics: counts, the masked share, and of each reward (and "all", waiting for nothing) p50 and p99 in ms."""
+        """Since the last call: `reward_ms_p50/NAME` and p99 (of "all": with retries, without the wait for a worker), and how many
+        restarts, timeouts and deaths there were."""
         with self.lock:
-            latency = {name: sorted(seen) for name, seen in self.latency.items()}
-            counts = {key: float(self.counts[key]) for key in ("done", "masked", "restarts", "timeouts", "deaths")}
-        counts["masked_share"] = counts["masked"] / max(1.0, counts["done"])
-        for name, seen in latency.items():
-            for q in (50, 99):
-                counts[f"{name}/p{q}_ms"] = 1000.0 * seen[min(len(seen) - 1, len(seen) * q // 100)]
-        return counts
+            counts, self.counts = self.counts, collections.Counter()
+        return self.latency.take() | {f"reward_{key}": float(counts[key]) for key in ("restarts", "timeouts", "deaths")}
 
-    def stop_reason(self) -> str | None:
-        """Why the run must stop: more samples masked than a few accidents explain. None while all is well."""
-        done, masked = self.counts["done"], self.counts["masked"]
-        if done < MASKED_FROM or masked <= MASKED_MOST * done:
-            return None
-        return f"{masked} of {done} samples ({masked / done:.1%}) could not be scored, more than {MASKED_MOST:.0%}: see the scores' reasons"
+    def _count(self, what: str) -> None:
+        with self.lock:
+            self.counts[what] += 1

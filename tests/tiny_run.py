@@ -8,8 +8,13 @@ families, with weights wide enough to show a wrong mask.)
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 EOS, PAD = "<|endoftext|>", "<|pad|>"
@@ -123,4 +128,24 @@ def write_recipe(folder: Path, model: str) -> Path:
 def timeless(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without what a clock says."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in m.items() if not k.startswith("seconds") and k not in ("eta_s", "tokens_per_s")} for m in lines]
+    clocks = ("seconds", "eta_s", "tokens_per_s", "reward_ms")
+    return [{k: v for k, v in m.items() if not k.startswith(clocks)} for m in lines]
+
+
+def reward_workers() -> list[str]:
+    """The reward processes below this one (another test's sandbox may still be up)."""
+    command = ["ps", "-o", "args=", "--ppid", str(os.getpid())]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [line for line in listed.splitlines() if "worker_child" in line]
+
+
+def refused(capsys: pytest.CaptureFixture[str], args: Sequence[str], code: int = 2) -> str:
+    """What the door says, in one line, when it gives up with this exit code."""
+    from recipes import run as door
+
+    capsys.readouterr()
+    assert door.main([str(a) for a in args]) == code
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+    return told
