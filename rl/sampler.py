@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from rl.policy import load_model, stop_ids
 from rl.records import Completion, Sampling
 
 Weights = Iterable[tuple[str, Tensor]]
+Done = Callable[[int, Sequence[Completion]], None]  # (index of the prompt, its completions)
 
 
 class Sampler(Protocol):
@@ -21,8 +22,13 @@ class Sampler(Protocol):
     version: int  # optimiser updates behind the weights in use
     dtype: torch.dtype  # what weights must be cast to before `load`
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions a prompt, in the prompts' order; the same seed and weights give the same completions."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
+    ) -> list[list[Completion]]:
+        """`sampling.n` completions a prompt, in the prompts' order; the same seed and weights give the same completions.
+
+        `done` is called once for each prompt, in this thread, as soon as all its completions are finished.
+        """
         ...
 
     def load(self, weights: Weights, version: int) -> None:
@@ -88,15 +94,19 @@ class TransformersSampler:
         self.model.generation_config = GenerationConfig()
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
+    ) -> list[list[Completion]]:
         torch.manual_seed(sampling.seed)
         out: list[list[Completion]] = [[] for _ in prompts]
         # Neighbours in length share a batch, so that little of it is padding.
         flat = sorted((i for i in range(len(prompts)) for _ in range(sampling.n)), key=lambda i: len(prompts[i]))
         for start in range(0, len(flat), self.batch):
             indices = flat[start : start + self.batch]
-            for i, done in zip(indices, self._batch([prompts[i] for i in indices], sampling), strict=True):
-                out[i].append(done)
+            for i, made in zip(indices, self._batch([prompts[i] for i in indices], sampling), strict=True):
+                out[i].append(made)
+                if done and len(out[i]) == sampling.n:
+                    done(i, out[i])
         return out
 
     def _batch(self, prompts: list[Sequence[int]], sampling: Sampling) -> list[Completion]:

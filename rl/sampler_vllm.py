@@ -70,6 +70,7 @@ class VllmSampler:
             "skip_tokenizer_init": True,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
             "max_num_seqs": 1024,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
-from rl.records import Prompt, Sampling
+from rl.records import Completion, Prompt, Sampling
 from rl.sampler import Sampler, fingerprint
 from rl.sync import sync
 from tests import tiny
@@ -56,6 +57,20 @@ def seeds(sampler: Sampler) -> None:
     greedy = draw(1, 0.0)
     assert [[c.ids for c in made] for made in draw(2, 0.0)] == [[c.ids for c in made] for made in greedy]
     assert all(len({c.ids for c in made}) == 1 for made in greedy)
+
+
+def finished(sampler: Sampler) -> None:
+    """`done` hears of every prompt once, with the completions that are returned, and listening changes none of them."""
+    heard: dict[int, list[Completion]] = {}
+
+    def done(index: int, completions: Sequence[Completion]) -> None:
+        assert index not in heard
+        heard[index] = list(completions)
+
+    sampling = Sampling(n=5, max_tokens=16, seed=4)
+    made = sampler.generate(ids(), sampling, done)
+    assert [heard[i] for i in range(len(ids()))] == made
+    assert sampler.generate(ids(), sampling) == made
 
 
 def distribution(sampler: Sampler) -> None:

@@ -24,7 +24,7 @@ def sampler():
 
 
 @pytest.mark.parametrize(
-    "law", [laws.shape, laws.seeds, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
+    "law", [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
 )
 def test_law(sampler, law):
     law(sampler)
@@ -41,6 +41,15 @@ def test_batches_change_no_log_prob(sampler):
         assert [c.ids for c in a] == [c.ids for c in b]
         for x, y in zip(a, b, strict=True):
             assert x.logprobs == pytest.approx(y.logprobs, abs=1e-5)
+
+
+def test_a_prompt_is_finished_with_the_batch_of_its_last_completion(monkeypatch):
+    sampler, happened = start(tiny.path(), batch=4), []
+    real = sampler._batch
+    monkeypatch.setattr(sampler, "_batch", lambda *given: happened.append("batch") or real(*given))
+    prompts = laws.ids()[:3]  # of 3, 17 and 150 tokens
+    sampler.generate(prompts, Sampling(n=3, max_tokens=4), lambda i, completions: happened.append(i))
+    assert happened == ["batch", 0, "batch", 1, "batch", 2]  # of 9 completions 4, 4 and 1
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def learner():
 
 
 @pytest.mark.parametrize(
-    "law", [laws.shape, laws.seeds, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
+    "law", [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
 )
 def test_law(engine, law):
     law(engine)
@@ -54,6 +54,35 @@ def test_law(engine, law):
 
 def test_log_probs_equal_the_learners_after_updates(sampler, record_property):
     record_property("largest_difference", laws.log_probs_equal_the_learners_after_updates(sampler))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_the_engines_own_generate_gives_the_same(engine, temperature):
+    """Our loop over the engine's steps against vLLM's, bit for bit."""
+    from vllm import SamplingParams
+
+    made = engine.generate(laws.ids(), Sampling(n=4, max_tokens=24, temperature=temperature, seed=9))
+    torch.manual_seed(9)
+    params = SamplingParams(
+        temperature=temperature, max_tokens=24, stop_token_ids=list(engine.stops), logprobs=0, detokenize=False
+    )
+    requests = [{"prompt_token_ids": list(p)} for p in laws.ids() for _ in range(4)]
+    results = [r.outputs[0] for r in engine.llm.generate(requests, params, use_tqdm=False)]
+    assert [c.ids for completions in made for c in completions] == [tuple(o.token_ids) for o in results]
+    theirs = [tuple(at[t].logprob for t, at in zip(o.token_ids, o.logprobs, strict=True)) for o in results]
+    assert [c.logprobs for completions in made for c in completions] == theirs
+
+
+def test_a_prompt_is_finished_while_others_are_sampled(engine):
+    busy = []
+    engine.generate(
+        laws.ids(),
+        Sampling(n=2, max_tokens=64, seed=1),
+        lambda *_: busy.append(engine.llm.llm_engine.has_unfinished_requests()),
+    )
+    assert len(busy) == len(laws.ids())
+    assert busy[0]
+    assert not busy[-1]
 
 
 def test_the_fingerprint_does_not_mind_that_the_engine_fuses(sampler, learner):
