@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rewards.code_tests import read_tests
 from rewards.math_answer import check_gold
 from rl.prompts import render
 from rl.records import Prompt
@@ -30,7 +31,7 @@ def load_rows(name: str, split: str, folder: str = "", sources: Mapping[str, Sou
     """The rows of `name` for `split` ("train" or "heldout").
 
     `name` is a key of `sources`, "gsm8k" (files under `folder`, or the hub's openai/gsm8k), a .jsonl/.parquet file, or another
-    hub name. Raises ValueError for what cannot be found or a row without question or gold.
+    hub name. Raises ValueError for what cannot be found or a row without question, or without gold (of kind "code": without tests).
     """
     if sources and name in sources:
         rows = sources[name](split)
@@ -88,7 +89,7 @@ class Order:
 def _gsm8k(split: str, folder: str) -> list[Row]:
     part = "test" if split == "heldout" else "train"
     raw = _read_file(Path(folder) / "gsm8k" / f"{part}.jsonl") if folder else _read_hub("openai/gsm8k", "main", part)
-    rows = []
+    rows: list[Row] = []
     for i, r in enumerate(raw):
         solution, mark, gold = str(r.get("answer", "")).rpartition("####")
         if not mark:
@@ -163,6 +164,9 @@ def _check_rows(rows: Sequence[Row], name: str) -> None:
     for row in rows:
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{name}, row {row.get('id')}: no question (looked for {', '.join(QUESTION_FIELDS)})")
+        if row["kind"] == "code":
+            _check_code(row, name)
+            continue
         if row.get("gold") in (None, ""):
             raise ValueError(f"{name}, row {row['id']}: no gold answer (looked for {', '.join(GOLD_FIELDS)})")
         row["gold"] = str(row["gold"])
@@ -171,3 +175,12 @@ def _check_rows(rows: Sequence[Row], name: str) -> None:
                 check_gold(row["gold"])
             except ValueError as error:
                 raise ValueError(f"{name}, row {row['id']}: the gold cannot be graded: {error}") from None
+
+
+def _check_code(row: Row, name: str) -> None:
+    """A program is judged by the row's tests; a gold it need not have."""
+    try:
+        read_tests(row)
+    except (ValueError, SyntaxError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}, row {row['id']}: the tests cannot be run: {error}") from None
+    row["gold"] = str(row.get("gold") or "")

@@ -114,11 +114,25 @@ def test_real_files_with_other_column_names(data_root: Path) -> None:
         ({"question": "2+2?", "gold": None, "id": "q7"}, "row q7: no gold answer"),
         ({"question": "2+2?", "gold": "  "}, "row rows/1: the gold cannot be graded"),
         ({"question": "2+2?", "gold": "\\frac{1}{"}, "row rows/1: the gold cannot be graded"),
+        ({"question": "f", "kind": "code"}, "row rows/1: the tests cannot be run: problem rows/1 has no tests"),
+        ({"question": "f", "kind": "code", "asserts": ["assert f( == 1"]}, "row rows/1: the tests cannot be run"),
+        ({"question": "f", "kind": "code", "tests": "{"}, "row rows/1: the tests cannot be run"),
         ([1, 2], "line 2: list is no row"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: Any, told: str) -> None:
     assert told in refused(jsonl(tmp_path / "rows.jsonl", [ROWS[0], row]))
+
+
+def test_a_program_needs_tests_and_no_gold(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"question": "add", "kind": "code", "asserts": ["assert add(1, 2) == 3"], "canonical_solution": "secret"},
+        {"prompt": "def twice(x):\n", "kind": "code", "test": "def check(f):\n    assert f(2) == 4", "entry_point": "twice"},
+    ]
+    made = load_rows(str(jsonl(tmp_path / "rows.jsonl", rows)), "train")
+    assert [(r["question"], r["gold"]) for r in made] == [("add", ""), ("def twice(x):\n", "")]
+    assert "canonical_solution" not in made[0]
+    assert made[1]["prompt"] == "def twice(x):\n"  # the head of the function under test
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
