@@ -8,20 +8,21 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.estimators import mean_at_k, mean_pass_at_k
-from rewards.score import Reward
+from rewards.scorer import Scorer
 from rl.records import Group, Prompt, Sampling
-from rl.rollout import rollout, score
+from rl.rollout import scored_rollout
 from rl.sampler import Sampler
 
 SEED = 20_260_000  # evaluation draws the same way in every run, whatever the run's seed
+RIGHT = ("accuracy", "code")  # the parts that say that an answer, or a program, is right
 
 
 def evaluate(
-    sampler: Sampler, prompts: Sequence[Prompt], reward: Reward, *, samples: int, temperature: float, max_tokens: int
+    sampler: Sampler, prompts: Sequence[Prompt], scorer: Scorer, *, samples: int, temperature: float, max_tokens: int
 ) -> dict[str, Any]:
-    """The E of result.json: every figure with its 95 % interval over questions."""
-    greedy = score(rollout(sampler, prompts, Sampling(1, max_tokens, 0.0, SEED)), reward)
-    drawn = score(rollout(sampler, prompts, Sampling(samples, max_tokens, temperature, SEED)), reward)
+    """The E of result.json: every figure with its 95 % interval over questions. Raises rollout.RewardFailed."""
+    greedy = scored_rollout(sampler, prompts, Sampling(1, max_tokens, 0.0, SEED), scorer)
+    drawn = scored_rollout(sampler, prompts, Sampling(samples, max_tokens, temperature, SEED), scorer)
     completions = [c for g in drawn for c in g.completions]
     return {
         "problems": len(prompts),
@@ -29,22 +30,22 @@ def evaluate(
         "temperature": temperature,
         "max_tokens": max_tokens,
         **_figures(greedy, drawn, samples),
-        "format": asdict(mean_at_k(_parts(drawn, "format"))),
+        "format": asdict(mean_at_k(_earned(drawn, "format"))),
         "truncated": sum(c.truncated for c in completions) / len(completions),
         "mean_tokens": sum(c.tokens for c in completions) / len(completions),
         **{f"by_{column}": _by(greedy, drawn, samples, column) for column in ("part", "steps")},
     }
 
 
-def _parts(groups: Sequence[Group], name: str) -> list[list[float]]:
-    """1.0 where a sample earned the whole part, else 0.0; no verdict counts as not right here, as a user would count it."""
-    return [[float(s.parts.get(name, 0.0) == 1.0) for s in g.scores] for g in groups]
+def _earned(groups: Sequence[Group], *names: str) -> list[list[float]]:
+    """1.0 where a sample earned the whole of one of these parts, else 0.0; no verdict counts as not right here, as a user would count."""
+    return [[float(any(s.parts.get(name) == 1.0 for name in names)) for s in g.scores] for g in groups]
 
 
 def _figures(greedy: Sequence[Group], drawn: Sequence[Group], samples: int) -> dict[str, Any]:
-    right = _parts(drawn, "accuracy")
+    right = _earned(drawn, *RIGHT)
     return {
-        "greedy": asdict(mean_at_k(_parts(greedy, "accuracy"))),
+        "greedy": asdict(mean_at_k(_earned(greedy, *RIGHT))),
         "pass@1": asdict(mean_at_k(right)),
         f"pass@{samples}": asdict(mean_pass_at_k(right, samples)),
     }

@@ -54,9 +54,14 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def result(
-    config: Config, steps: int, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, minutes: Mapping[str, float]
+    config: Config,
+    steps: int,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    minutes: Mapping[str, float],
+    sandbox: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The tree of result.json."""
+    """The tree of result.json. `sandbox`: the tier that programs ran in, None where none did."""
     return {
         "name": config.name,
         "seed": config.run.seed,
@@ -66,6 +71,7 @@ def result(
         "minutes": {k: round(v, 2) for k, v in minutes.items()},
         "versions": versions(),
         "commit": commit(),
+        "sandbox": sandbox,
         "before": before,
         "after": after,
     }

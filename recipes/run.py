@@ -9,22 +9,26 @@ import argparse
 import dataclasses
 import errno
 import json
+import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
 
 import torch
 import transformers
 
 from eval.run import evaluate
 from recipes import result
-from recipes.street import SOURCES, Engine, Task, load_task, make_reward, start_engine
+from recipes.street import SOURCES, Engine, Task, load_task, make_scorer, sandbox, start_engine
+from rewards.scorer import Scorer
 from rl import checkpoint, data, metrics
 from rl import config as configs
 from rl.config import Config, max_tokens_at
@@ -34,7 +38,7 @@ from rl.policy import load_tokenizer
 from rl.records import Group
 from rl.report import Journal
 from rl.report_html import write_report
-from rl.rollout import dump, load, score
+from rl.rollout import RewardFailed, dump, load
 from rl.sync import SyncError, sync
 from rl.train import Street, sample, train
 
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _say_why(2, f"the disk is full ({error.filename or 'while writing'}): free space, then go on with --resume")
         return _say_why(2, error)
-    except (Stopped, SyncError, FloatingPointError) as error:
+    except (Stopped, SyncError, RewardFailed, FloatingPointError) as error:
         return _say_why(1, f"stopped: {error}")
     except KeyboardInterrupt:
         return _say_why(130, "interrupted; go on with --resume")
@@ -82,7 +86,8 @@ def run_folder(config: Config) -> Path:
 def describe(config: Config) -> str:
     """The resolved config and the numbers that follow from it."""
     r, a = config.rollout, config.algorithm
-    make_reward(config)
+    sandbox(config)
+    make_scorer(config).close()
     rows = len(data.load_rows(config.data.train, "train", config.data.folder, SOURCES)[: config.data.limit or None])
     updates = a.minibatches * a.inner_epochs
     longest = max(max_tokens_at(config, step) for step in range(config.run.steps + 1))
@@ -111,23 +116,28 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
     if groups is not None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=len(groups)))
     folder = run_folder(config)
-    make_reward(config)  # an unknown reward is said before anything is loaded
-    check_folder(folder, config, resume)
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    task = load_task(config, tokenizer)
-    print(
-        f"{config.name}: {len(task.train)} training questions, {len(task.heldout)} held out, seed {config.run.seed}", flush=True
-    )
-    engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
-    print(f"model, learner and sampler ready after {time.time() - started:.0f} s on {engine.learner.acc.device}", flush=True)
-    try:
-        if only == "rollout":
-            return only_rollout(config, folder, task, engine)
-        return climb(config, folder, task, tokenizer, engine, started, resume, groups)
-    finally:
-        if engine.sampler is not None:
-            engine.sampler.close()
-        engine.learner.acc.end_training()  # trackers write out what they hold; ends torch.distributed too, so after the engine
+    where = sandbox(config) if groups is None else None
+    # First of all, so that an unknown reward is said before anything is loaded; groups of a file have their scores.
+    scoring: AbstractContextManager[Scorer | None] = make_scorer(config) if groups is None else nullcontext()
+    with scoring as scorer:
+        check_folder(folder, config, resume)
+        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+        task = load_task(config, tokenizer)
+        counts = f"{len(task.train)} training questions, {len(task.heldout)} held out"
+        print(f"{config.name}: {counts}, seed {config.run.seed}", flush=True)
+        if where:
+            print(f"sandbox tier {where['tier']}" + (f" ({where['why']})" if where["why"] else ""), flush=True)
+        engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
+        took, device = time.time() - started, engine.learner.acc.device
+        print(f"model, learner and sampler ready after {took:.0f} s on {device}", flush=True)
+        try:
+            if only == "rollout":
+                return only_rollout(config, folder, task, engine, scorer)
+            return climb(config, folder, task, tokenizer, engine, scorer, started, resume, groups)
+        finally:
+            if engine.sampler is not None:
+                engine.sampler.close()
+            engine.learner.acc.end_training()  # trackers write out what they hold; ends torch.distributed too: after the engine
 
 
 def climb(
@@ -136,6 +146,7 @@ def climb(
     task: Task,
     tokenizer: Any,
     engine: Engine,
+    scorer: Scorer | None,
     started: float,
     resume: bool,
     groups: Replay | None,
@@ -144,7 +155,7 @@ def climb(
     learner, minutes = engine.learner, {"setup": (time.time() - started) / 60}
     folder.mkdir(parents=True, exist_ok=True)
     result.write_json(folder / "config.json", configs.to_dict(config))
-    before = evaluated(config, folder, task, engine, "before", minutes)
+    before = evaluated(config, folder, task, engine, scorer, "before", minutes)
     state = checkpoint.State(0, 0, {})
     if resume:
         state, damaged = checkpoint.load(folder / "checkpoints", learner)
@@ -155,22 +166,22 @@ def climb(
             sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
     journal = Journal(folder, state.step if resume else None)
     street = Street(
-        config, folder, task.train, make_reward(config), engine.sampler, learner, journal,
+        config, folder, task.train, scorer, engine.sampler, learner, journal,
         Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say,
     )  # fmt: skip
     begun = time.time()
     try:
         train(street, state.step, groups)
-    except (Stopped, SyncError, FloatingPointError):
+    except (Stopped, SyncError, RewardFailed, FloatingPointError):
         print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
         raise
     finally:
         journal.close()
         minutes["train"] = (time.time() - begun) / 60
     save_final(learner, tokenizer, folder / "final")
-    after = evaluated(config, folder, task, engine, "after", minutes)
+    after = evaluated(config, folder, task, engine, scorer, "after", minutes)
     minutes["total"] = (time.time() - started) / 60
-    tree = result.result(config, config.run.steps, before, after, minutes)
+    tree = result.result(config, config.run.steps, before, after, minutes, sandbox(config) if scorer else None)
     result.write_json(folder / "result.json", tree)
     page = write_report(folder)
     print(f"\n{result.line(tree)}\nmodel  {folder / 'final'}\nreport {page}", flush=True)
@@ -198,18 +209,18 @@ def check_folder(folder: Path, config: Config, resume: bool) -> None:
 
 
 def evaluated(
-    config: Config, folder: Path, task: Task, engine: Engine, when: str, minutes: dict[str, float]
+    config: Config, folder: Path, task: Task, engine: Engine, scorer: Scorer | None, when: str, minutes: dict[str, float]
 ) -> dict[str, Any] | None:
     """The held-out figures of the weights in the sampler; before.json is kept, so that a resumed run has it still."""
     kept = folder / f"{when}.json"
     if when == "before" and kept.exists():
         return json.loads(kept.read_text())
-    if engine.sampler is None or not task.heldout:
+    if engine.sampler is None or scorer is None or not task.heldout:
         return None
     begun = time.time()
     e = config.evaluate
     figures = evaluate(
-        engine.sampler, task.heldout, make_reward(config), samples=e.samples, temperature=e.temperature,
+        engine.sampler, task.heldout, scorer, samples=e.samples, temperature=e.temperature,
         max_tokens=e.max_tokens or config.rollout.max_tokens,
     )  # fmt: skip
     minutes[when] = (time.time() - begun) / 60
@@ -218,15 +229,14 @@ def evaluated(
     return figures
 
 
-def only_rollout(config: Config, folder: Path, task: Task, engine: Engine) -> int:
+def only_rollout(config: Config, folder: Path, task: Task, engine: Engine, scorer: Scorer | None) -> int:
     """The rollout half alone: groups.jsonl with token ids, log-probs and scores, for --replay."""
-    assert engine.sampler is not None
     folder.mkdir(parents=True, exist_ok=True)
-    path, reward, order = folder / "groups.jsonl", make_reward(config), data.Order(len(task.train), config.run.seed)
+    path, order = folder / "groups.jsonl", data.Order(len(task.train), config.run.seed)
     temporary = path.with_name(".groups.jsonl.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for step in range(1, config.run.steps + 1):
-            groups = score(sample(engine.sampler, task.train, order, config, step), reward)
+            groups = sample(engine.sampler, scorer, task.train, order, config, step)
             file.writelines(line + "\n" for line in dump(groups, step))
             print(f"{step}/{config.run.steps} reward {metrics.of_groups(groups)['reward']:.3f}", flush=True)
     temporary.replace(path)
@@ -246,6 +256,7 @@ def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
 def quiet_libraries() -> None:
     """Progress bars of libraries are not the user's run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

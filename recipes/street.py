@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from recipes.nano import problems as nano
-from rewards.combine import build
-from rewards.score import Reward
+from rewards.sandbox import tier
+from rewards.scorer import InProcess, Scorer, needs_pool
+from rewards.workers import RewardPool
 from rl import data
 from rl.batch import Counts, pack
 from rl.config import Config
@@ -136,9 +137,30 @@ def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: 
     )  # fmt: skip
 
 
-def make_reward(config: Config) -> Reward:
-    """The recipe's [rewards] table."""
-    return build(config.rewards)
+def make_scorer(config: Config) -> Scorer:
+    """The recipe's [rewards] where [reward_workers] says. Raises ValueError for a table that cannot be built."""
+    w = config.reward_workers
+    if w.processes:
+        return RewardPool(config.rewards, w.processes, w.wall_s, w.memory_mb)
+    if need := [name for name in config.rewards if needs_pool(name)]:
+        raise ValueError(
+            f"rewards.{need[0]} can hang or die for reasons of its own and must not run in the trainer's process: "
+            "set reward_workers.processes=2 (or more, up to the CPU's cores)"
+        )
+    return InProcess(config.rewards)
+
+
+def sandbox(config: Config) -> dict[str, str] | None:
+    """Where programs of a code reward run: {"tier": "A", "why": ""}; None without one. Raises ValueError where this host cannot."""
+    if "code" not in config.rewards:
+        return None
+    options = config.rewards["code"]
+    if url := options.get("sandbox_url"):
+        return {"tier": "remote", "why": str(url)}
+    found = tier(options.get("tier", "auto"))
+    if found["tier"] == "none":
+        raise ValueError(found["why"])
+    return found
 
 
 def _probe(prompt: Prompt) -> Any:

@@ -59,6 +59,15 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class RewardWorkers:
+    """Where the rewards are computed; see rewards/scorer.py and rewards/workers.py."""
+
+    processes: int = 0  # 0: in this process, for rules that look at text alone; code, preference, module:function need some
+    wall_s: float = 10.0  # seconds for all rewards of one sample
+    memory_mb: int = 4096  # MiB of address space of each process; 0: no limit, for rewards that load CUDA
+
+
+@dataclass(frozen=True)
 class Algorithm:
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
     advantage: Literal["group_std", "group_mean", "leave_one_out"] = "group_std"
@@ -114,6 +123,7 @@ class Config:
     prompt: Prompting = field(default_factory=Prompting)
     rollout: Rollout = field(default_factory=Rollout)
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see rewards/combine.py
+    reward_workers: RewardWorkers = field(default_factory=RewardWorkers)
     algorithm: Algorithm = field(default_factory=Algorithm)
     learn: Learn = field(default_factory=Learn)
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -157,6 +167,7 @@ def difference(old: Config, new: Config) -> list[str]:
 def check(config: Config) -> None:
     """What no single field can know: sizes that do not divide, values out of range. Raises ValueError."""
     r, a, e, learn, g = config.rollout, config.algorithm, config.evaluate, config.learn, config.guard
+    w = config.reward_workers
     for name, value, least in [
         ("run.steps", config.run.steps, 0), ("run.save_every", config.run.save_every, 0), ("run.keep", config.run.keep, 1),
         ("run.rollouts_every", config.run.rollouts_every, 1), ("run.seed", config.run.seed, 0), ("data.limit", config.data.limit, 0),
@@ -169,14 +180,16 @@ def check(config: Config) -> None:
         ("learn.row_tokens", learn.row_tokens, 1), ("learn.warmup", learn.warmup, 0), ("learn.weight_decay", learn.weight_decay, 0),
         ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("evaluate.max_tokens", e.max_tokens, 0),
         ("evaluate.temperature", e.temperature, 0), ("guard.patience", g.patience, 1), ("guard.mismatch", g.mismatch, 0),
+        ("reward_workers.processes", w.processes, 0), ("reward_workers.memory_mb", w.memory_mb, 0),
     ]:  # fmt: skip
         if not value >= least:  # so that nan is refused too
             raise ValueError(f"{name} = {value}: must be at least {least}")
     for name, value in [
-        ("rollout.temperature", r.temperature), ("learn.lr", learn.lr), ("learn.max_grad_norm", learn.max_grad_norm)
+        ("rollout.temperature", r.temperature), ("learn.lr", learn.lr), ("learn.max_grad_norm", learn.max_grad_norm),
+        ("reward_workers.wall_s", w.wall_s),
     ]:  # fmt: skip
         if not value > 0:
-            raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored or learned")
+            raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")
     if r.prompts % a.minibatches:
         raise ValueError(
             f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rewards.score import Reward, Score
+from rewards.score import Score
+from rewards.scorer import Pending, RewardError, Scorer
+from rl.metrics import Clock
 from rl.records import Completion, Group, Prompt, Sampling
 from rl.sampler import Sampler
+
+
+class RewardFailed(RuntimeError):
+    """A reward raised: a bug or a bad row, which must be seen. `groups` are whole, but what it raised on has no value."""
+
+    def __init__(self, why: str, groups: list[Group]) -> None:
+        super().__init__(why)
+        self.groups = groups
 
 
 def rollout(sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
@@ -19,16 +29,38 @@ def rollout(sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling) -> 
     return [Group(p, tuple(completions)) for p, completions in zip(prompts, made, strict=True)]
 
 
-def score(groups: Sequence[Group], reward: Reward) -> list[Group]:
-    """The groups with a Score for each completion. A reward that fails masks its sample and says why; it never pays 0."""
-    return [replace(g, scores=tuple(_judged(reward, c, g.prompt.problem) for c in g.completions)) for g in groups]
+def scored_rollout(
+    sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling, scorer: Scorer, clock: Clock | None = None
+) -> list[Group]:
+    """The same with scores: a prompt's completions go to the scorer as soon as they are finished, while others are still sampled.
+
+    The clock's "rollout" is the sampling, its "reward" what was waited for scores after it. Raises RewardFailed.
+    """
+    clock = clock or Clock()
+    pending: dict[int, list[Pending]] = {}
+
+    def done(index: int, completions: Sequence[Completion]) -> None:
+        pending[index] = [scorer.submit(c, prompts[index].problem) for c in completions]
+
+    with clock("rollout"):
+        made = sampler.generate([p.ids for p in prompts], sampling, done)
+    failed: list[str] = []
+    with clock("reward"):
+        groups = [
+            Group(p, tuple(completions), tuple(_wait(score, failed) for score in pending[i]))
+            for i, (p, completions) in enumerate(zip(prompts, made, strict=True))
+        ]
+    if failed:
+        raise RewardFailed(f"a reward raised on {len(failed)} of the samples, first in {failed[0]}", groups)
+    return groups
 
 
-def _judged(reward: Reward, completion: Completion, problem: Any) -> Score:
+def _wait(pending: Pending, failed: list[str]) -> Score:
     try:
-        return reward(completion, problem)
-    except Exception as error:  # a reward is a user's code; what it raises is data with a reason
-        return Score(None, {}, f"reward failed: {type(error).__name__}: {error}"[:300])
+        return pending.result()
+    except RewardError as error:
+        failed.append(str(error))
+        return Score(None, {}, f"reward raised: {error}"[:300])
 
 
 def dump(groups: Sequence[Group], step: int) -> Iterator[str]:

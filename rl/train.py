@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rewards.score import Reward
+from rewards.scorer import Scorer
 from rl import checkpoint, metrics
 from rl.advantage import ADVANTAGES
 from rl.config import Config, max_tokens_at
@@ -18,19 +18,19 @@ from rl.guard import Watch
 from rl.learn import Learner
 from rl.records import Group, Prompt, Sampling
 from rl.report import Journal, console_line
-from rl.rollout import rollout, score
+from rl.rollout import RewardFailed, scored_rollout
 from rl.sampler import Sampler
 from rl.sync import sync
 
 
 @dataclass
 class Street:
-    """Everything a run drives, made by recipes/run.py. `sampler` None: groups come from a file (--replay)."""
+    """Everything a run drives, made by recipes/run.py. `sampler` and `scorer` None: scored groups come from a file (--replay)."""
 
     config: Config
     folder: Path
     prompts: Sequence[Prompt]
-    reward: Reward
+    scorer: Scorer | None
     sampler: Sampler | None
     learner: Learner
     journal: Journal
@@ -46,16 +46,20 @@ class Street:
 
 
 def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None = None) -> None:
-    """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError or FloatingPointError with the reason."""
+    """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError, rollout.RewardFailed or FloatingPointError with the reason."""
     s, config = street, street.config
     order = Order(len(s.prompts), config.run.seed)
     started = metrics.Clock()
+    if s.scorer:
+        s.scorer.stats()  # what the evaluation took is not the first step's
     for step in range(done + 1, config.run.steps + 1):
         clock = metrics.Clock()
-        with clock("rollout"):
-            groups = replay[step] if replay else sample(s.sampler, s.prompts, order, config, step)
+        try:
+            groups = replay[step] if replay else sample(s.sampler, s.scorer, s.prompts, order, config, step, clock)
+        except RewardFailed as failed:  # what it raised on must be seen
+            s.journal.rollouts(step, failed.groups, [[None] * len(g.scores) for g in failed.groups], s.tokenizer.decode)
+            raise
         with clock("reward"):
-            groups = groups if replay else score(groups, s.reward)
             advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
         with clock("learn"):
             learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
@@ -63,6 +67,7 @@ def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None =
             if s.sampler is not None:
                 learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
         numbers = {"step": step} | metrics.of_groups(groups) | learned | clock.seconds | {"seconds": clock.total()}
+        numbers |= s.scorer.stats() if s.scorer else {}
         numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
         numbers["eta_s"] = started.total() / (step - done) * (config.run.steps - step)
         if step in (1, config.run.steps) or step % config.run.rollouts_every == 0:
@@ -79,11 +84,16 @@ def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None =
             checkpoint.save(s.folder / "checkpoints", s.learner, state, config.run.keep)
 
 
-def sample(sampler: Sampler | None, prompts: Sequence[Prompt], order: Order, config: Config, step: int) -> list[Group]:
-    """The step's prompts, by position in the order, and their unscored groups."""
+def sample(
+    sampler: Sampler | None, scorer: Scorer | None, prompts: Sequence[Prompt], order: Order, config: Config, step: int,
+    clock: metrics.Clock | None = None,
+) -> list[Group]:  # fmt: skip
+    """The step's prompts, by position in the order, and their scored groups. Raises rollout.RewardFailed."""
     assert sampler is not None
+    assert scorer is not None
     count = config.rollout.prompts
-    return rollout(sampler, [prompts[i] for i in order.take((step - 1) * count, count)], sampling(config, step))
+    chosen = [prompts[i] for i in order.take((step - 1) * count, count)]
+    return scored_rollout(sampler, chosen, sampling(config, step), scorer, clock)
 
 
 def sampling(config: Config, step: int) -> Sampling:

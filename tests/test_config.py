@@ -48,6 +48,7 @@ def test_a_recipe_and_its_defaults(recipe: Path) -> None:
         ("rollout.length_jumps=[[5, 64], [9, 128]]", lambda c: c.rollout.length_jumps == ((5, 64), (9, 128))),
         ("learn.betas=[0.9, 0.95]", lambda c: c.learn.betas == (0.9, 0.95)),
         ("rollout.engine.gpu_memory_utilization=0.4", lambda c: c.rollout.engine == {"gpu_memory_utilization": 0.4}),
+        ("reward_workers.processes=2", lambda c: c.reward_workers.processes == 2 and c.reward_workers.wall_s == 10.0),
         ("rewards.format.weight=0.1", lambda c: c.rewards["format"] == {"weight": 0.1}),
         ("name=x", lambda c: c.name == "x"),
     ],
@@ -60,6 +61,7 @@ def test_overrides(recipe: Path, override: str, reads) -> None:
     ("override", "told"),
     [
         ("run.step=3", "unknown key run.step; did you mean run.steps?"),
+        ("reward_workers.proceses=2", "did you mean reward_workers.processes?"),
         ("rolout.group=3", "unknown key rolout; did you mean rollout?"),
         ("algorithm.clip_hgih=0.3", "did you mean algorithm.clip_high?"),
         ("run.zzzzzz=1", "unknown key run.zzzzzz; known: out, seed, steps"),
@@ -130,6 +132,9 @@ def test_what_cannot_be_read_is_named(recipe: Path, override: str, told: str) ->
         (["algorithm.importance_cap=-1"], "algorithm.importance_cap"),
         (["algorithm.reference_every=400"], "algorithm.reference_every is set but algorithm.kl = 0"),
         (["algorithm.reference_every=-1", "algorithm.kl=1"], "algorithm.reference_every"),
+        (["reward_workers.processes=-1"], "reward_workers.processes = -1: must be at least 0"),
+        (["reward_workers.wall_s=0"], "reward_workers.wall_s = 0.0: must be above 0"),
+        (["reward_workers.memory_mb=-1"], "reward_workers.memory_mb = -1: must be at least 0"),
         (["guard.patience=0"], "guard.patience = 0: must be at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from recipes import run as door
-from recipes.street import SOURCES, make_reward
+from recipes.street import SOURCES, make_scorer
 from rewards.score import Text
 from rl import config as configs
 from rl.config import Config, max_tokens_at, updates
@@ -43,10 +43,10 @@ def test_it_is_read_and_its_parts_exist(path: Path) -> None:
     config = configs.load(path)
     assert config.name == path.stem  # its runs lie under runs/NAME
     assert config.data.train in SOURCES or config.data.train in ("gsm8k", "math") or "/" in config.data.train
-    reward = make_reward(config)
     right = Text("<think>2 + 2 = 4</think> <answer>4</answer>", tokens=20)
     problem = {"id": "q", "question": "2+2?", "gold": "4", "kind": "math"}
-    best, worst = reward(right, problem), reward(Text("no idea", tokens=20), problem)
+    with make_scorer(config) as scorer:
+        best, worst = (scorer.submit(text, problem).result() for text in (right, Text("no idea", tokens=20)))
     assert best.value is not None
     assert worst.value is not None
     assert best.value > worst.value

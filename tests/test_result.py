@@ -27,6 +27,9 @@ def test_the_last_line_says_before_after_and_interval() -> None:
     )
     assert json.loads(json.dumps(tree)) == tree
     assert tree["minutes"] == {"total": 5.12, "train": 4.0}
+    assert tree["sandbox"] is None
+    where = {"tier": "B", "why": "tier A: bubblewrap is not installed"}
+    assert result.result(Config(name="x"), 60, None, None, {}, where)["sandbox"] == where
 
 
 def test_without_evaluation_it_says_so() -> None:

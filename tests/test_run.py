@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import run as door
-from recipes import street
+from rewards import combine
 from rewards.score import Score
 from rl import config as configs
 from rl.policy import ROOT
-from tests.tiny_run import QUESTIONS, timeless, tiny_model, write_recipe
+from tests.tiny_run import QUESTIONS, refused, timeless, tiny_model, write_recipe
 
 FILES = {
     "after.json",
@@ -186,15 +186,6 @@ def test_killed_and_resumed_is_uninterrupted(whole: Path, recipe: Path, tmp_path
 # ---- bad input: exit code 2, one line, nothing left behind ----
 
 
-def refused(capsys: pytest.CaptureFixture[str], args: Sequence[str], code: int = 2) -> str:
-    capsys.readouterr()
-    assert door.main([str(a) for a in args]) == code
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1, told
-    return told
-
-
 def bad_inputs() -> dict[str, tuple[list[str], str]]:
     return {
         "unknown key": (["run.step=5"], "unknown key run.step; did you mean run.steps?"),
@@ -319,21 +310,44 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 # ---- a run that stops itself ----
 
 
-def test_a_reward_that_raises_masks_and_stops(
+def test_a_reward_that_raises_stops_the_run(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(completion: Any, problem: Any) -> Score:
-        raise RuntimeError("no such server")
+    """From the second step on: a bug is not masked, and what it raised on stands in rollouts/."""
+    seen: list[str] = []
 
-    monkeypatch.setattr(street, "build", lambda spec: fails)
+    def fails(completion: Any, problem: Any) -> Score:
+        seen.append(problem["id"])
+        if len(seen) > 20:
+            raise RuntimeError("no such unit")
+        return Score(1.0)
+
+    monkeypatch.setitem(combine.REWARDS, "accuracy", lambda: fails)
     told = refused(capsys, [str(recipe), f"run.out={tmp_path / 'run'}", "evaluate.problems=0"], code=1)
-    assert "stopped: 100.0% of this step's samples have no verdict (allowed 2.0%)" in told
-    (line,) = timeless(tmp_path / "run")
-    assert (line["masked"], line["grad_norm"]) == (1.0, pytest.approx(0.0, abs=1e-9))
-    written = (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text()
-    assert written.count("reward failed: RuntimeError: no such server") == 16
+    assert "stopped: a reward raised on 12 of the samples, first in accuracy of train/" in told
+    assert "RuntimeError: no such unit" in told
+    assert [m["step"] for m in timeless(tmp_path / "run")] == [1]
+    written = (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text()
+    assert written.count("reward raised: accuracy of train/") == 12
     assert (tmp_path / "run" / "report.html").exists()
     assert not (tmp_path / "run" / "final").exists()
+
+
+def test_too_many_samples_without_a_verdict_stop_the_run(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def down(completion: Any, problem: Any) -> Score:
+        seen.append(problem["id"])
+        return Score(None, {}, "no such server") if len(seen) > 31 else Score(1.0)
+
+    monkeypatch.setitem(combine.REWARDS, "accuracy", lambda: down)
+    told = refused(capsys, [str(recipe), f"run.out={tmp_path / 'run'}", "evaluate.problems=0"], code=1)
+    assert "stopped: 6.2% of this step's samples have no verdict (allowed 2.0%)" in told
+    assert [m["masked"] for m in timeless(tmp_path / "run")] == [0.0, 1 / 16]
+    assert (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().count("no such server") == 1
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_truncated_answers_stop_a_run_after_patience(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,13 @@ import torch
 
 from eval.estimators import mean_at_k, mean_pass_at_k
 from eval.run import SEED, evaluate
-from rewards.combine import build
+from rewards import combine
+from rewards.score import Score
+from rewards.scorer import InProcess
 from rl.records import Completion, Prompt, Sampling
+from rl.sampler import Done
 
-REWARD = build({"accuracy": {"weight": 1.0}, "format": {"weight": 0.1}})
+SCORER = InProcess({"accuracy": {"weight": 1.0}, "format": {"weight": 0.1}})
 
 
 class Table:
@@ -23,9 +26,15 @@ class Table:
     def __init__(self, answers: dict[int, list[str]], cut: bool = False) -> None:
         self.answers, self.cut, self.asked = answers, cut, []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
+    ) -> list[list[Completion]]:
         self.asked.append(sampling)
-        return [[self._one(self.answers[ids[0]][i]) for i in range(sampling.n)] for ids in prompts]
+        made = [[self._one(self.answers[ids[0]][i]) for i in range(sampling.n)] for ids in prompts]
+        for i in reversed(range(len(made))):  # any order will do
+            assert done
+            done(i, made[i])
+        return made
 
     def _one(self, answer: str) -> Completion:
         text = answer if answer.startswith("bare") else f"<think>so</think> <answer>{answer}</answer>"
@@ -45,7 +54,7 @@ ANSWERS = {0: ["4", "4", "4", "7"], 1: ["9", "9", "5", "9"], 2: ["6", "9", "bare
 
 def run(**options):
     sampler = Table(ANSWERS, **options)
-    return evaluate(sampler, prompts(), REWARD, samples=4, temperature=0.7, max_tokens=50), sampler
+    return evaluate(sampler, prompts(), SCORER, samples=4, temperature=0.7, max_tokens=50), sampler
 
 
 def test_by_hand() -> None:
@@ -75,7 +84,7 @@ def test_by_part_and_by_steps() -> None:
     }
     assert {k: (m["n"], m["pass@4"]["value"]) for k, m in e["by_steps"].items()} == {"1": (1, 1.0), "2": (2, 1.0)}
     bare = [Prompt("0", (0,), {"gold": "4", "kind": "math", "question": "?"})]
-    plain = evaluate(Table(ANSWERS), bare, REWARD, samples=2, temperature=1.0, max_tokens=5)
+    plain = evaluate(Table(ANSWERS), bare, SCORER, samples=2, temperature=1.0, max_tokens=5)
     assert (plain["by_part"], plain["by_steps"]) == ({}, {})
 
 
@@ -85,13 +94,17 @@ def test_it_draws_the_same_way_in_every_run() -> None:
 
 
 def test_one_sample_a_problem() -> None:
-    e = evaluate(Table(ANSWERS), prompts(), REWARD, samples=1, temperature=1.0, max_tokens=5)
+    e = evaluate(Table(ANSWERS), prompts(), SCORER, samples=1, temperature=1.0, max_tokens=5)
     assert e["pass@1"]["value"] == pytest.approx(2 / 3)
 
 
-def test_no_verdict_counts_as_not_right() -> None:
-    def broken(completion, problem):
-        raise RuntimeError("no grader")
-
-    e = evaluate(Table(ANSWERS), prompts(), broken, samples=4, temperature=1.0, max_tokens=5)
+def test_no_verdict_counts_as_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(combine.REWARDS, "accuracy", lambda: lambda completion, problem: Score(None, {}, "no grader"))
+    e = evaluate(Table(ANSWERS), prompts(), InProcess({"accuracy": {}}), samples=4, temperature=1.0, max_tokens=5)
     assert (e["greedy"]["value"], e["pass@1"]["value"], e["pass@4"]["value"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_program_that_passes_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(combine.REWARDS, "code", lambda: lambda c, p: Score(1.0 if "4" in c.text else 0.5))
+    e = evaluate(Table(ANSWERS), prompts(), InProcess({"code": {}}), samples=4, temperature=1.0, max_tokens=5)
+    assert (e["greedy"]["value"], e["pass@1"]["value"]) == (pytest.approx(1 / 3), pytest.approx(1 / 4))  # a half is not right
