@@ -188,7 +188,7 @@ class Pieces(dict[str, list[int]]):
         from tokenizers import Tokenizer
 
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        self.eos = self.tokenizer.token_to_id("<|endoftext|>")
+        self.eos: int = self.tokenizer.token_to_id("<|endoftext|>") or 0  # it is the first token (tokenizer.py)
 
     def __missing__(self, piece: str) -> list[int]:
         self[piece] = ids = self.tokenizer.encode(piece).ids

@@ -86,7 +86,8 @@ def evaluate(folder: Path, count: int = 500, samples: int = 16, batch: int = 200
     many = generate(model, tokenizer, [p for p in prompts for _ in range(samples)], True, batch, limit)
     drawn = [many[i * samples : (i + 1) * samples] for i in range(count)]
     right = [[answer_of(text) == row["gold"] for text in texts] for row, texts in zip(rows, drawn, strict=True)]
-    kinds, good = Counter(map(kind_of, many)), Counter()
+    kinds = Counter(map(kind_of, many))
+    good: Counter[str] = Counter()
     for texts, marks in zip(drawn, right, strict=True):
         good.update(kind_of(text) for text, mark in zip(texts, marks, strict=True) if mark)
     return {

@@ -58,7 +58,7 @@ def build_model(hidden: int, layers: int, heads: int, intermediate: int, tokeniz
 def to_buckets(encoded: Encoded, pad: int, device: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Documents grouped by length: (ids [N, L] int16, lengths [N], prompt lengths [N]) of each padded length L."""
     starts = np.cumsum(encoded.lengths) - encoded.lengths
-    padded = -(-encoded.lengths // _BUCKET) * _BUCKET
+    padded: np.ndarray = -(-encoded.lengths // _BUCKET) * _BUCKET
     buckets = []
     for width in np.unique(padded):
         at = np.flatnonzero(padded == width)
