@@ -2,6 +2,7 @@ r"""Atoms of the grammar: numbers, names, brackets, LaTeX commands, functions, m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import Any
 
@@ -53,29 +54,36 @@ class Cursor:
             raise MathError(f"nested deeper than {MAX_DEPTH}")
 
 
-class Atoms(Cursor):
+class Atoms(Cursor, ABC):
     """Reads one atom; the five readers above it are the grammar's."""
 
+    @abstractmethod
     def items(self, semicolons: bool = False) -> Node:
-        raise NotImplementedError
+        """Several answers side by side."""
 
+    @abstractmethod
     def relation(self) -> Node:
-        raise NotImplementedError
+        """Sums with =, <, ... between them."""
 
+    @abstractmethod
     def sum(self) -> Node:
-        raise NotImplementedError
+        """Terms with + and - between them."""
 
+    @abstractmethod
     def term(self) -> Node:
-        raise NotImplementedError
+        """Signed factors with *, / or nothing between them."""
 
+    @abstractmethod
     def signed(self) -> Node:
-        raise NotImplementedError
+        """A power with its sign."""
 
+    @abstractmethod
     def power(self) -> Node:
-        raise NotImplementedError
+        """An atom with its exponents."""
 
+    @abstractmethod
     def starts(self) -> bool:
-        raise NotImplementedError
+        """Whether an atom begins at the next token."""
 
     def atom(self) -> Node:
         token = self.next()
