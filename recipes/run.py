@@ -25,7 +25,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is impo
 import torch
 import transformers
 
-from eval.run import evaluate
+from eval.heldout import evaluate
 from recipes import result
 from recipes.street import SOURCES, Engine, Task, load_task, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer

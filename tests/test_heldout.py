@@ -1,4 +1,4 @@
-"""Figures of eval/run.py by hand, over a sampler that answers from a table."""
+"""Figures of eval/heldout.py by hand, over a sampler that answers from a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eval.estimators import mean_at_k, mean_pass_at_k
-from eval.run import SEED, evaluate
+from eval.heldout import SEED, evaluate
 from rewards import combine
 from rewards.score import Score
 from rewards.scorer import InProcess
