@@ -39,6 +39,7 @@ class Data:
     heldout: str = ""  # the same; never trained on
     folder: str = ""  # where the data sets lie as files; empty: the hub
     limit: int = 0  # first rows of `train` only; 0: all
+    curriculum: str = ""  # a groups.jsonl of `--only rollout`: each epoch goes from easy to hard by the pass rates measured there
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,19 @@ class Rollout:
     max_tokens: int = 1024
     length_jumps: tuple[tuple[int, int], ...] = ()  # (from step, max_tokens): a longer budget from there on, as R1-Zero had
     temperature: float = 1.0
+    top_p: float = 1.0  # nucleus sampling; the learner's log-probs are of the same truncated distribution
+    top_k: int = 0  # 0: all tokens
+    placement: Literal["colocated", "processes", "ray"] = "colocated"  # in the learner's process, in others here, on a Ray cluster
+    workers: int = 1  # engines, for "processes" and "ray"
+    min_workers: int = 1  # with fewer left alive the run stops
+    devices: tuple[int, ...] = ()  # "processes": GPU of each worker in turn; empty: those the learner does not use, or its own
+    timeout_s: float = 120.0  # without a sign of life from a worker, or from a weight update
+    max_staleness: int = 0  # steps the rollouts may be ahead of the learner; 0: strictly on-policy
+    in_flight: Literal["finish", "continue", "restart"] = "finish"  # samples under way when new weights come
+    refill: float = 0.0  # prompts a step may sample in place of groups without variance, as a multiple of `prompts` (DAPO)
+    oversample: float = 0.0  # prompts begun beyond `prompts`, as a share; what is not used goes into the next step
+    stop_loops: int = 0  # ends a sample whose last so many tokens go round in a circle of at most a quarter of them; 0: never
+    sleep: bool = False  # colocated, CUDA: the engine's memory is the learner's while it learns
     engine: Mapping[str, Any] = field(default_factory=dict)  # handed to vllm.LLM as they are
 
 
@@ -190,6 +204,7 @@ def check(config: Config) -> None:
     ]:  # fmt: skip
         if not value > 0:
             raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")
+    _check_rollout(r)
     if r.prompts % a.minibatches:
         raise ValueError(
             f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "
@@ -206,6 +221,30 @@ def check(config: Config) -> None:
     learning_rate_at(config, 0)  # the schedule's own checks, before a model is loaded
     if not config.rewards:
         raise ValueError("no [rewards.NAME] table: a run without a reward learns nothing; see recipes/zero_nano.toml")
+
+
+def _check_rollout(r: Rollout) -> None:
+    for name, value, least in [
+        ("top_k", r.top_k, 0), ("workers", r.workers, 1), ("min_workers", r.min_workers, 1), ("max_staleness", r.max_staleness, 0),
+        ("refill", r.refill, 0), ("oversample", r.oversample, 0), ("stop_loops", r.stop_loops, 0), ("timeout_s", r.timeout_s, 1),
+    ]:  # fmt: skip
+        if not value >= least:
+            raise ValueError(f"rollout.{name} = {value}: must be at least {least}")
+    if not 0 < r.top_p <= 1:
+        raise ValueError(f"rollout.top_p = {r.top_p}: the mass that is kept must be above 0 and at most 1")
+    if r.min_workers > r.workers:
+        raise ValueError(f"rollout.min_workers = {r.min_workers} exceeds rollout.workers = {r.workers}: the run could never go on")
+    colocated = r.placement == "colocated"
+    if colocated and (r.workers > 1 or r.max_staleness or r.devices):
+        raise ValueError(
+            "rollout.workers > 1, max_staleness > 0 and devices need workers of their own: set rollout.placement=processes (or ray)"
+        )
+    if r.sleep and (not colocated or r.sampler != "vllm"):
+        raise ValueError("rollout.sleep gives the memory of a colocated vLLM engine to the learner: other samplers hold none here")
+    if r.oversample and not r.max_staleness:
+        raise ValueError(
+            "rollout.oversample: groups beyond the step's are used in the next one, one step stale: set rollout.max_staleness >= 1"
+        )
 
 
 def updates(config: Config) -> int:

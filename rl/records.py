@@ -44,6 +44,8 @@ class Sampling:
     max_tokens: int
     temperature: float = 1.0
     seed: int = 0
+    top_p: float = 1.0  # nucleus: the fewest tokens that hold this mass; 1: all
+    top_k: int = 0  # the k likeliest tokens, before top_p; 0: all
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ class Completion:
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]  # of the sampler, natural log, one a token of `ids`, temperature applied
-    finish: str  # "stop" (end of sequence) or "length" (token budget)
+    finish: str  # "stop" (end of sequence), "length" (token budget) or "loop" (ended early: it went round in a circle)
     text: str
-    version: int  # of the weights that sampled it: the number of optimiser updates behind them
+    version: int  # of the weights that sampled its first token: the number of optimiser updates behind them
+    switches: tuple[tuple[int, int], ...] = ()  # (token index, version from there on): weights that came while it was sampled
 
     @property
     def tokens(self) -> int:
@@ -67,7 +70,7 @@ class Completion:
 
     @property
     def truncated(self) -> bool:
-        return self.finish == "length"
+        return self.finish != "stop"
 
 
 @dataclass(frozen=True)
