@@ -1,0 +1,126 @@
+"""Intervals that closed forms do not give: the bootstrap, a ratio of means, the largest gap between groups. numpy only; pure.
+
+Axes: P questions, C columns (quantities of one question), D draws. Everything that is drawn has a seed of its own, so the same
+input gives the same output. What is done:
+1. `bootstrap`: BCa (Efron 1987), over questions; for skewed and unbounded quantities such as tokens.
+2. `ratio_of_means`: Fieller (1954): the ratios that a paired t-test does not reject. It is unbounded where the denominator may
+   be 0, which a bootstrap would hide.
+3. `largest_gap`: the two groups that lie furthest apart were picked because they do, so their interval is one that holds for
+   all pairs at once: the 95 % quantile of the largest |difference| / SE over all pairs of independent normals (Tukey's range,
+   by simulation, for unequal groups).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eval.estimators import UPPER, Estimate, mean_of_questions, t_quantile
+
+SEED = 20_260_000
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The groups with the highest and the lowest mean, their distance with its interval, and the chance of one as large in
+    equal groups.
+
+    >>> largest_gap({"a": [0.0, 1.0], "b": [1.0, 1.0]}).high_group
+    'b'
+    """
+
+    high_group: str
+    low_group: str
+    value: float
+    low: float
+    high: float
+    p: float
+    groups: int
+
+
+def means(columns_DC: np.ndarray) -> np.ndarray:
+    """The plainest statistic of `bootstrap`: the mean of the first column."""
+    return columns_DC[..., 0]
+
+
+def bootstrap(
+    values_PC: ArrayLike, statistic: Callable[[np.ndarray], np.ndarray] = means, *, draws: int = 2000, seed: int = SEED
+) -> Estimate:
+    """BCa interval over questions of a statistic of the columns' means: it maps [..., C] to [...].
+
+    One value a question may be given as [P]. One question, or no spread, gives the value alone as its interval.
+    """
+    values = np.asarray(values_PC, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or values.shape[0] == 0:
+        raise ValueError(f"got values of shape {values.shape}; give [questions, columns] with at least one question")
+    n, random = len(values), np.random.default_rng(seed)
+    value = float(statistic(values.mean(axis=0)))
+    drawn = np.empty(draws)
+    at = max(1, 1_000_000 // n)  # draws that are held at once
+    for start in range(0, draws, at):
+        chosen = random.integers(0, n, size=(min(at, draws - start), n))
+        drawn[start : start + at] = statistic(values[chosen].mean(axis=1))
+    left_out = statistic((values.sum(axis=0) - values) / max(1, n - 1)) if n > 1 else np.full(1, value)
+    pulls = left_out.mean() - left_out
+    spread = float((pulls**2).sum())
+    if spread < 1e-24 or float(np.ptp(drawn)) == 0:
+        return Estimate(value, value, value, n)
+    skew = float((pulls**3).sum()) / (6 * spread**1.5)
+    below = (np.count_nonzero(drawn < value) + np.count_nonzero(drawn == value) / 2) / draws
+    bias = NORMAL.inv_cdf(min(max(below, 1 / draws), 1 - 1 / draws))
+    ends = [bias + z for z in (NORMAL.inv_cdf(1 - UPPER), NORMAL.inv_cdf(UPPER))]
+    low, high = (float(np.quantile(drawn, NORMAL.cdf(bias + e / max(1 - skew * e, 1e-9)))) for e in ends)
+    return Estimate(value, min(value, low), max(value, high), n)
+
+
+def ratio_of_means(above_P: ArrayLike, below_P: ArrayLike) -> Estimate:
+    """mean(above) / mean(below) over the same questions, with Fieller's interval; its ends are inf where it is unbounded.
+
+    Raises ValueError where the lower mean is 0: there is no ratio.
+    """
+    above, below = np.asarray(above_P, dtype=np.float64), np.asarray(below_P, dtype=np.float64)
+    if above.shape != below.shape or above.ndim != 1 or above.size < 2:
+        raise ValueError(
+            f"got values of shape {above.shape} and {below.shape}; give one value a question, the same two or more"
+        )
+    n, a, b = above.size, float(above.mean()), float(below.mean())
+    if b == 0:
+        raise ValueError("the ratio's denominator is 0 on every question; there is no ratio to report")
+    covariance = np.cov(above, below) / n * t_quantile(n - 1) ** 2
+    # |a - r b|^2 <= t^2 Var(a - r b), a quadratic in r: A r^2 - 2 B r + C <= 0
+    first, second, third = b * b - covariance[1, 1], a * b - covariance[0, 1], a * a - covariance[0, 0]
+    root = second * second - first * third
+    if first <= 0 or root < 0:
+        return Estimate(a / b, -math.inf, math.inf, n)
+    return Estimate(a / b, (second - math.sqrt(root)) / first, (second + math.sqrt(root)) / first, n)
+
+
+def largest_gap(groups: Mapping[str, ArrayLike], *, draws: int = 10_000, seed: int = SEED) -> Gap:
+    """Between the highest and the lowest mean of values in [0, 1]; groups are taken as independent. Two groups at least.
+
+    Ties go to the name that sorts first. The standard error of a group is its interval's width, so one that agrees has one too.
+    """
+    if len(groups) < 2:
+        raise ValueError(f"got {len(groups)} group(s): a gap needs two or more")
+    names = sorted(groups)
+    estimates = [mean_of_questions(groups[name]) for name in names]
+    value = np.array([e.value for e in estimates])
+    error = np.array([(e.high - e.low) / (2 * NORMAL.inv_cdf(UPPER)) for e in estimates])
+    top, bottom = int(np.argmax(value)), int(np.argmin(value))
+    top, bottom = (1, 0) if top == bottom else (top, bottom)
+    drawn = np.random.default_rng(seed).standard_normal((draws, len(names))) * error
+    largest = np.zeros(draws)
+    for i in range(len(names) - 1):
+        apart = np.abs(drawn[:, i : i + 1] - drawn[:, i + 1 :]) / np.hypot(error[i], error[i + 1 :])
+        largest = np.maximum(largest, apart.max(axis=1))
+    gap, of_pair = float(value[top] - value[bottom]), float(np.hypot(error[top], error[bottom]))
+    half = float(np.quantile(largest, 2 * UPPER - 1)) * of_pair
+    p = (1 + int(np.count_nonzero(largest >= gap / of_pair))) / (1 + draws)
+    return Gap(names[top], names[bottom], gap, max(0.0, gap - half), min(1.0, gap + half), p, len(names))
