@@ -27,10 +27,24 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters through peft; see adapters.py."""
+
+    rank: int = 0  # 0: every weight is trained
+    alpha: float = 32.0  # the adapter's output is scaled by alpha / rank
+    dropout: float = 0.0  # makes the learner's log-probs differ from the sampler's
+    targets: str | tuple[str, ...] = "all-linear"  # names of linear layers, or all of them but the head
+
+
+@dataclass(frozen=True)
 class Model:
     path: str = ""  # hub name or folder; relative folders are looked up from here, then from the repository
     trust_remote_code: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # layers are run again in the backward pass: less memory, more time
+    checkpoint_share: float = 1.0  # of the layers, where gradient_checkpointing is on
+    fp32_head: bool = False  # logits are computed in fp32 on a GPU too, not in bf16
+    lora: Lora = field(default_factory=Lora)
+    qlora: bool = False  # CUDA: the frozen weights below `lora` are held in 4 bits (bitsandbytes)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,9 @@ class Data:
     heldout: str = ""  # the same; never trained on
     folder: str = ""  # where the data sets lie as files; empty: the hub
     limit: int = 0  # first rows of `train` only; 0: all
-    curriculum: str = ""  # a groups.jsonl of `--only rollout`: each epoch goes from easy to hard by the pass rates measured there
+    curriculum: str = (
+        ""  # a groups.jsonl of `--only rollout`: each epoch goes from easy to hard by the pass rates measured there
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,9 @@ class Rollout:
     temperature: float = 1.0
     top_p: float = 1.0  # nucleus sampling; the learner's log-probs are of the same truncated distribution
     top_k: int = 0  # 0: all tokens
-    placement: Literal["colocated", "processes", "ray"] = "colocated"  # in the learner's process, in others here, on a Ray cluster
+    placement: Literal["colocated", "processes", "ray"] = (
+        "colocated"  # in the learner's process, in others here, on a Ray cluster
+    )
     workers: int = 1  # engines, for "processes" and "ray"
     min_workers: int = 1  # with fewer left alive the run stops
     devices: tuple[int, ...] = ()  # "processes": GPU of each worker in turn; empty: those the learner does not use, or its own
@@ -107,6 +125,9 @@ class Learn:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     row_tokens: int = 8192  # a packed row holds at most this many positions (a larger group is split)
+    optimizer: Literal["adamw", "adamw8"] = "adamw"  # "adamw8": moments in 8 bits; see optim.py
+    offload: bool = False  # CUDA: the moments lie in the host's memory between updates
+    compile: Literal["cuda", "always", "never"] = "cuda"  # the decoder's layers
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,7 @@ def check(config: Config) -> None:
         if not value > 0:
             raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")
     _check_rollout(r)
+    _check_model(config)
     if r.prompts % a.minibatches:
         raise ValueError(
             f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "
@@ -223,6 +245,20 @@ def check(config: Config) -> None:
         raise ValueError("no [rewards.NAME] table: a run without a reward learns nothing; see recipes/zero_nano.toml")
 
 
+def _check_model(config: Config) -> None:
+    m, lora = config.model, config.model.lora
+    if not 0 < m.checkpoint_share <= 1:
+        raise ValueError(f"model.checkpoint_share = {m.checkpoint_share}: a share of the layers, above 0 and at most 1")
+    if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
+        raise ValueError(f"model.lora = {lora}: rank must be at least 0, alpha above 0, dropout from 0 to below 1")
+    if m.qlora and not lora.rank:
+        raise ValueError("model.qlora holds frozen weights in 4 bits: say what is trained instead, e.g. model.lora.rank=16")
+    if lora.rank and config.algorithm.reference_every:
+        raise ValueError(
+            "algorithm.reference_every with model.lora: the reference is the base without the adapter and cannot be replaced"
+        )
+
+
 def _check_rollout(r: Rollout) -> None:
     for name, value, least in [
         ("top_k", r.top_k, 0), ("workers", r.workers, 1), ("min_workers", r.min_workers, 1), ("max_staleness", r.max_staleness, 0),
@@ -233,14 +269,18 @@ def _check_rollout(r: Rollout) -> None:
     if not 0 < r.top_p <= 1:
         raise ValueError(f"rollout.top_p = {r.top_p}: the mass that is kept must be above 0 and at most 1")
     if r.min_workers > r.workers:
-        raise ValueError(f"rollout.min_workers = {r.min_workers} exceeds rollout.workers = {r.workers}: the run could never go on")
+        raise ValueError(
+            f"rollout.min_workers = {r.min_workers} exceeds rollout.workers = {r.workers}: the run could never go on"
+        )
     colocated = r.placement == "colocated"
     if colocated and (r.workers > 1 or r.max_staleness or r.devices):
         raise ValueError(
             "rollout.workers > 1, max_staleness > 0 and devices need workers of their own: set rollout.placement=processes (or ray)"
         )
     if r.sleep and (not colocated or r.sampler != "vllm"):
-        raise ValueError("rollout.sleep gives the memory of a colocated vLLM engine to the learner: other samplers hold none here")
+        raise ValueError(
+            "rollout.sleep gives the memory of a colocated vLLM engine to the learner: other samplers hold none here"
+        )
     if r.oversample and not r.max_staleness:
         raise ValueError(
             "rollout.oversample: groups beyond the step's are used in the next one, one step stale: set rollout.max_staleness >= 1"
