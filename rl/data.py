@@ -38,9 +38,9 @@ def load_rows(name: str, split: str, folder: str = "", sources: Mapping[str, Sou
     elif name in ("gsm8k", "openai/gsm8k"):
         rows = _gsm8k(split, folder)
     elif name.endswith((".jsonl", ".jsonl.gz", ".parquet")):
-        rows = _named(_read_file(Path(name)), Path(name).stem)
+        rows = _named(read_file(Path(name)), Path(name).stem)
     elif "/" in name:
-        rows = _named(_read_hub(name, None, "test" if split == "heldout" else "train"), name)
+        rows = _named(read_hub(name, None, "test" if split == "heldout" else "train"), name)
     else:
         known = ", ".join(sorted({*(sources or {}), "gsm8k"}))
         raise ValueError(
@@ -88,7 +88,7 @@ class Order:
 
 def _gsm8k(split: str, folder: str) -> list[Row]:
     part = "test" if split == "heldout" else "train"
-    raw = _read_file(Path(folder) / "gsm8k" / f"{part}.jsonl") if folder else _read_hub("openai/gsm8k", "main", part)
+    raw = read_file(Path(folder) / "gsm8k" / f"{part}.jsonl") if folder else read_hub("openai/gsm8k", "main", part)
     rows: list[Row] = []
     for i, r in enumerate(raw):
         solution, mark, gold = str(r.get("answer", "")).rpartition("####")
@@ -101,7 +101,8 @@ def _gsm8k(split: str, folder: str) -> list[Row]:
     return rows
 
 
-def _read_file(path: Path) -> list[Row]:
+def read_file(path: Path) -> list[Row]:
+    """The rows of a .jsonl, .jsonl.gz or .parquet file as they are. Raises ValueError."""
     if not path.exists():
         raise ValueError(f"{path}: no such file; set data.folder to the folder that holds the data sets, or use a hub name")
     try:
@@ -135,7 +136,8 @@ def _read_lines(path: Path) -> Iterator[Row]:
             yield row
 
 
-def _read_hub(name: str, config: str | None, split: str) -> list[Row]:
+def read_hub(name: str, config: str | None, split: str) -> list[Row]:
+    """The rows of a hub data set as they are. Raises ValueError."""
     from datasets import load_dataset
 
     try:
