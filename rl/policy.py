@@ -6,7 +6,7 @@ projection at a time, so that the full [T, V] logits never exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Policy(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        # Where weights are sharded over ranks, set by the learner: (names in state_dict, dtype) -> full tensors, all ranks helping.
+        self.fetch: Callable[[Sequence[str], torch.dtype | None], Iterator[tuple[str, Tensor]]] | None = None
 
     def forward(self, row: Row, temperature: float) -> tuple[Tensor, Tensor]:
         hidden = self.model.base_model(
@@ -41,8 +43,15 @@ class Policy(nn.Module):
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Named weights as `save_pretrained` names them, tied ones once, cast to `dtype` for a sampler."""
+        if self.fetch:
+            yield from self.fetch([name for name, _ in self.model.named_parameters()], dtype)
+            return
         for name, weight in self.model.named_parameters():
             yield name, weight.detach().to(dtype or weight.dtype)
+
+    def tie_weights(self) -> None:
+        """accelerate asks for this after it has sharded the weights."""
+        self.model.tie_weights()
 
 
 def _chunked(hidden_TH: Tensor, head: nn.Module, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
