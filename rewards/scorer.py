@@ -40,6 +40,10 @@ class Pending(Protocol):
         """Wait for it. Raises RewardError."""
         ...
 
+    def done(self) -> bool:
+        """Whether `result` waits for nobody else."""
+        ...
+
 
 class Scorer(Protocol):
     """Takes samples as they are finished, gives their scores later."""
@@ -140,3 +144,6 @@ class InProcess:
 class _Later:
     def __init__(self, result: Callable[[], Score]) -> None:
         self.result = result
+
+    def done(self) -> bool:
+        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,22 @@ def rollout(sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling) -> 
 
 
 def scored_rollout(
-    sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling, scorer: Scorer, clock: Clock | None = None
-) -> list[Group]:
+    sampler: Sampler, prompts: Sequence[Prompt], sampling: Sampling, scorer: Scorer, clock: Clock | None = None,
+    more: Callable[[Sequence[Pending]], Sequence[Prompt]] | None = None,
+) -> list[Group]:  # fmt: skip
     """The same with scores: a prompt's completions go to the scorer as soon as they are finished, while others are still sampled.
 
+    `more` sees the scores to come of each finished group and may name further prompts, whose groups follow those of `prompts`.
     The clock's "rollout" is the sampling, its "reward" what was waited for scores after it. Raises RewardFailed.
     """
-    clock = clock or Clock()
+    clock, every = clock or Clock(), list(prompts)
     pending: dict[int, list[Pending]] = {}
 
-    def done(index: int, completions: Sequence[Completion]) -> None:
-        pending[index] = [scorer.submit(c, prompts[index].problem) for c in completions]
+    def done(index: int, completions: Sequence[Completion]) -> list[tuple[int, ...]]:
+        pending[index] = [scorer.submit(c, every[index].problem) for c in completions]
+        new = more(pending[index]) if more else ()
+        every.extend(new)
+        return [p.ids for p in new]
 
     with clock("rollout"):
         made = sampler.generate([p.ids for p in prompts], sampling, done)
@@ -48,7 +53,7 @@ def scored_rollout(
     with clock("reward"):
         groups = [
             Group(p, tuple(completions), tuple(_wait(score, failed) for score in pending[i]))
-            for i, (p, completions) in enumerate(zip(prompts, made, strict=True))
+            for i, (p, completions) in enumerate(zip(every, made, strict=True))
         ]
     if failed:
         raise RewardFailed(f"a reward raised on {len(failed)} of the samples, first in {failed[0]}", groups)
@@ -91,7 +96,10 @@ def load(path: str | Path) -> list[tuple[int, list[Group]]]:
 def _group(tree: dict[str, Any]) -> Group:
     p = tree["prompt"]
     completions = tuple(
-        Completion(tuple(c["ids"]), tuple(c["logprobs"]), c["finish"], c["text"], c["version"]) for c in tree["completions"]
+        Completion(
+            tuple(c["ids"]), tuple(c["logprobs"]), c["finish"], c["text"], c["version"], tuple((i, v) for i, v in c["switches"])
+        )
+        for c in tree["completions"]
     )
     if any(len(c.ids) != len(c.logprobs) for c in completions):
         raise ValueError("a completion has not one log-prob a token")

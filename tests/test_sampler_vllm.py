@@ -114,7 +114,7 @@ def test_a_stale_prefix_cache_stops_the_run(sampler, learner, monkeypatch):
     """The weights are right, but keys and values of the long prompts are those of the old ones."""
     sampler.generate(laws.ids(), Sampling(n=1, max_tokens=1))  # fills the cache
     with monkeypatch.context() as patch:
-        patch.setattr(sampler.llm, "reset_prefix_cache", lambda: True)
+        patch.setattr(sampler.llm, "reset_prefix_cache", lambda **_: True)
         with pytest.raises(SyncError, match="stale prefix cache"):
             sync(learner.policy, sampler, 3, laws.prompts(), 1e-4, laws.CPU)
     assert sync(learner.policy, sampler, 3, laws.prompts(), laws.BOUND, laws.CPU) <= laws.BOUND
@@ -122,7 +122,7 @@ def test_a_stale_prefix_cache_stops_the_run(sampler, learner, monkeypatch):
 
 def test_a_cache_that_cannot_be_emptied_is_an_error(sampler, learner, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sampler.llm, "reset_prefix_cache", lambda: False)
+        patch.setattr(sampler.llm, "reset_prefix_cache", lambda **_: False)
         with pytest.raises(RuntimeError, match="did not empty its prefix cache"):
             sampler.load(learner.policy.weights(), 3)
     assert sampler.version == 0
