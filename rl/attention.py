@@ -9,7 +9,7 @@ Axes: L positions of a row, H query heads, D head size.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -48,6 +48,7 @@ class Varlen:
     kv: Tensor  # int64 positions: prompt, then the completion itself
     max_q: int
     max_k: int
+    grouped: bool  # the kernel shares key heads among query heads by itself
 
 
 Layout = tuple[Block, ...] | Varlen
@@ -100,7 +101,14 @@ def _varlen(spans: Sequence[Span], device: torch.device) -> Varlen:
     def cumulative(lengths: list[int]) -> Tensor:
         return torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
 
-    return Varlen(cumulative(lengths_q), cumulative(lengths_k), torch.cat(kv).to(device), max(lengths_q), max(lengths_k))
+    return Varlen(
+        cumulative(lengths_q),
+        cumulative(lengths_k),
+        torch.cat(kv).to(device),
+        max(lengths_q),
+        max(lengths_k),
+        _grouped_queries(),
+    )
 
 
 def packed_attention(
@@ -158,21 +166,27 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float,
 
     # Under autocast an fp32 norm weight lifts queries and keys to fp32; flash attention wants them as the values are.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    k, v = k.index_select(0, packing.kv), v.index_select(0, packing.kv)
-    if _grouped_queries(varlen_attn):
-        options = {"enable_gqa": True}
-    else:
+    k, v = _gathered(k, packing.kv), _gathered(v, packing.kv)
+    options = {"enable_gqa": True} if packing.grouped else {}
+    if not packing.grouped:
         repeat = q.shape[1] // k.shape[1]
-        k, v, options = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1), {}
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     return varlen_attn(
         q.contiguous(), k, v, packing.cu_q, packing.cu_k, packing.max_q, packing.max_k,
         scale=scaling, window_size=(-1, 0), **options,
     )  # fmt: skip
 
 
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """Rows by index. Through fp32, so that a prompt's gradient is summed over its completions in fp32; compiled it costs nothing."""
+    return x.float().index_select(0, index).to(x.dtype)
+
+
 @cache
-def _grouped_queries(varlen_attn: Callable[..., Tensor]) -> bool:
+def _grouped_queries() -> bool:
     """Whether this torch shares key heads among query heads by itself (2.13 does, 2.11 does not)."""
+    from torch.nn.attention.varlen import varlen_attn
+
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 

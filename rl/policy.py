@@ -1,45 +1,70 @@
 """The policy: model, tokenizer, and token log-probs over packed rows. The only shift by one lives in a row's `sources_T`.
 
-Log-probs are those of the distribution that was sampled: logits / temperature, reduced in fp32, a chunk of the vocabulary
-projection at a time, so that the full [T, V] logits never exist.
+Log-probs are those of the distribution that was sampled (logprobs.py); layers run on packed rows (attention.py), compiled on CUDA.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl.attention import PACKED, layout
+from rl.logprobs import Cut, token_logprobs
 from rl.records import Row
 
-CHUNK_ELEMENTS = 1 << 26  # of logits that exist at once: 256 MiB in fp32
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Policy(nn.Module):
     """A causal language model that scores packed rows. `forward(row, temperature)` -> (logprobs_T, entropy_T), fp32."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, fp32_head: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fp32_head, self.compiled = model, fp32_head, False
         # Where weights are sharded over ranks, set by the learner: (names in state_dict, dtype) -> full tensors, all ranks helping.
         self.fetch: Callable[[Sequence[str], torch.dtype | None], Iterator[tuple[str, Tensor]]] | None = None
 
-    def forward(self, row: Row, temperature: float) -> tuple[Tensor, Tensor]:
-        hidden = self.model.base_model(
+    def forward(self, row: Row, temperature: float, top_p: float = 1.0, top_k: int = 0) -> tuple[Tensor, Tensor]:
+        hidden_LH = self.model.base_model(
             input_ids=row.ids_L[None],
             position_ids=row.positions_L[None],
             use_cache=False,
             packing=layout(row.spans, len(row.ids_L), row.ids_L.device),
         ).last_hidden_state[0]
         head = self.model.get_output_embeddings()
-        return _chunked(hidden[row.sources_T], head, row.targets_T, temperature)
+        # Its weight is read here and not by its own forward: under FSDP the head belongs to the root's unit.
+        hidden_TH = hidden_LH.index_select(0, row.sources_T).to(self._head_dtype(head.weight))
+        cut = Cut(temperature, top_k, top_p)
+        return token_logprobs(hidden_TH, head.weight, getattr(head, "bias", None), row.targets_T, cut, self.compiled)
+
+    def _head_dtype(self, weight: Tensor) -> torch.dtype:
+        if self.fp32_head:
+            return torch.promote_types(weight.dtype, torch.float32)
+        device = weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+    def layers(self) -> list[Any]:
+        """The decoder's layers, in order."""
+        return [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer, and the passes over logits: one graph for all layers and all row lengths, made at the first row."""
+        for layer in self.layers():
+            layer.compile(dynamic=True, backend=backend)
+        self.compiled = True
+
+    def checkpoint_layers(self, share: float) -> None:
+        """Gradient checkpointing of this share of the layers, evenly spread."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for i, layer in enumerate(self.layers()):
+            layer.gradient_checkpointing = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Named weights as `save_pretrained` names them, tied ones once, cast to `dtype` for a sampler."""
@@ -54,26 +79,9 @@ class Policy(nn.Module):
         self.model.tie_weights()
 
 
-def _chunked(hidden_TH: Tensor, head: nn.Module, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    vocabulary = head.weight.shape[0]
-    step = max(1, CHUNK_ELEMENTS // vocabulary)
-    if len(targets_T) <= step:
-        return _token_logprobs(hidden_TH, head, targets_T, temperature)
-    # Recomputed in the backward pass, chunk by chunk: memory stays at one chunk.
-    parts = [
-        checkpoint(_token_logprobs, h, head, t, temperature, use_reentrant=False)
-        for h, t in zip(hidden_TH.split(step), targets_T.split(step), strict=True)
-    ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
-def _token_logprobs(hidden_TH: Tensor, head: nn.Module, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_TV = head(hidden_TH).float() / temperature
-    normaliser_T = logits_TV.logsumexp(-1)
-    logprobs_T = logits_TV.gather(1, targets_T[:, None])[:, 0] - normaliser_T
-    with torch.no_grad():
-        entropy_T = normaliser_T - (logits_TV.detach() - normaliser_T.detach()[:, None]).exp().mul_(logits_TV.detach()).sum(-1)
-    return logprobs_T, entropy_T
+def graphs_compiled() -> int:
+    """Graphs that torch.compile has made in this process; a number that goes on growing means that rows recompile."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
 
 
 def resolve(path: str) -> str:

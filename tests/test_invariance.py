@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rl.batch import count, pack
+from rl.logprobs import CHUNK_ELEMENTS
 from rl.loss import AGGREGATE, policy_loss
 from tests import tiny
 
@@ -190,5 +191,5 @@ def test_gradient_checkpointing(groups, whole):
 
 
 def test_chunked_head(groups, whole, monkeypatch):
-    monkeypatch.setattr("rl.policy.CHUNK_ELEMENTS", 7 * tiny.VOCABULARY)
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 7 * tiny.VOCABULARY)
     same(taken(settings("grpo", "keep"), groups), whole("grpo", "keep"))
