@@ -27,7 +27,7 @@ import transformers
 
 from eval.heldout import evaluate
 from recipes import result
-from recipes.street import SOURCES, Engine, Task, load_task, make_scorer, sandbox, start_engine
+from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
 from rl import checkpoint, data, metrics
 from rl import config as configs
@@ -40,7 +40,7 @@ from rl.report import Journal
 from rl.report_html import write_report
 from rl.rollout import RewardFailed, dump, load
 from rl.sync import SyncError, sync
-from rl.train import Street, sample, train
+from rl.train import Street, train
 
 Replay = dict[int, list[Group]]
 
@@ -165,17 +165,19 @@ def climb(
         if engine.sampler is not None:
             sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
     journal = Journal(folder, state.step if resume else None)
+    feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
     street = Street(
-        config, folder, task.train, scorer, engine.sampler, learner, journal,
+        config, folder, feed, scorer, engine.sampler, learner, journal,
         Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say,
     )  # fmt: skip
     begun = time.time()
     try:
-        train(street, state.step, groups)
+        train(street, state.step)
     except (Stopped, SyncError, RewardFailed, FloatingPointError):
         print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
         raise
     finally:
+        feed.close()
         journal.close()
         minutes["train"] = (time.time() - begun) / 60
     save_final(learner, tokenizer, folder / "final")
@@ -232,11 +234,12 @@ def evaluated(
 def only_rollout(config: Config, folder: Path, task: Task, engine: Engine, scorer: Scorer | None) -> int:
     """The rollout half alone: groups.jsonl with token ids, log-probs and scores, for --replay."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, order = folder / "groups.jsonl", data.Order(len(task.train), config.run.seed)
+    path, feed = folder / "groups.jsonl", make_feed(config, task, engine, scorer, 0, 0, None)
     temporary = path.with_name(".groups.jsonl.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         for step in range(1, config.run.steps + 1):
-            groups = sample(engine.sampler, scorer, task.train, order, config, step)
+            groups = feed.take(step, 0, metrics.Clock()).groups
+            feed.learned(step)
             file.writelines(line + "\n" for line in dump(groups, step))
             print(f"{step}/{config.run.steps} reward {metrics.of_groups(groups)['reward']:.3f}", flush=True)
     temporary.replace(path)

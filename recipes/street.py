@@ -11,19 +11,23 @@ from typing import Any
 
 import torch
 
+from recipes.engines import make_sampler
 from recipes.nano import problems as nano
 from rewards.sandbox import tier
 from rewards.scorer import InProcess, Scorer, needs_pool
 from rewards.workers import RewardPool
 from rl import data
 from rl.batch import Counts, pack
+from rl.ahead import Ahead
 from rl.config import Config
+from rl.feed import Feed, InTurn, Maker, Replay
 from rl.guard import check_prompts
 from rl.learn import Learner, accelerator
 from rl.policy import Policy, check_head, load_model
 from rl.records import Completion, Group, Prompt
-from rl.sampler import Sampler, TransformersSampler
+from rl.sampler import Sampler
 from rl.sync import prove
+from rl.train import updates_a_step
 
 NANO_TRAIN, NANO_HELDOUT, NANO_SEED = 20_000, 500, 1
 CANARIES = 4
@@ -104,7 +108,7 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
     limit = getattr(model.config, "max_position_embeddings", context)
     check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
     acc = accelerator(config, folder)  # trackers make files: only for a run whose input is right
-    sampler = make_sampler(config, tokenizer, acc.device, min(context, limit)) if sampling else None
+    sampler = make_sampler(config, tokenizer, acc.device, min(context, limit), model) if sampling else None
     policy = Policy(model).to(acc.device)
     with torch.autocast(acc.device.type, torch.bfloat16, enabled=acc.device.type == "cuda"):
         check_head(policy, _probe(task.train[0]).to(acc.device))
@@ -124,17 +128,33 @@ def canaries(prompts: Sequence[Prompt]) -> list[Prompt]:
     return sorted(prompts, key=lambda p: len(p.ids))[-CANARIES:]
 
 
-def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: int) -> Sampler:
-    """The recipe's sampler, under the weights of model.path."""
-    trust = config.model.trust_remote_code
-    if config.rollout.sampler == "transformers":
-        return TransformersSampler(config.model.path, tokenizer, device=device, trust_remote_code=trust)
-    from rl.sampler_vllm import VllmSampler
-
-    return VllmSampler(
-        config.model.path, tokenizer, device=device, max_model_len=context, seed=config.run.seed, trust_remote_code=trust,
-        engine=config.rollout.engine,
-    )  # fmt: skip
+def make_feed(
+    config: Config,
+    task: Task,
+    engine: Engine,
+    scorer: Scorer | None,
+    done: int,
+    cursor: int,
+    replay: dict[int, list[Group]] | None,
+) -> Feed:
+    """Where the groups of the steps after `done` come from."""
+    if replay is not None:
+        return Replay(replay)
+    assert engine.sampler is not None
+    assert scorer is not None
+    maker = Maker(config, engine.sampler, scorer, task.train, data.Order(len(task.train), config.run.seed))
+    r = config.rollout
+    if not r.max_staleness:
+        return InTurn(maker, cursor)
+    return Ahead(
+        maker,
+        cursor,
+        done,
+        config.run.steps,
+        bound=r.max_staleness,
+        updates=updates_a_step(config),
+        finish=r.in_flight == "finish",
+    )
 
 
 def make_scorer(config: Config) -> Scorer:

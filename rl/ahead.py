@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from queue import Empty, SimpleQueue
 
 from rl.feed import Made, Maker
@@ -148,5 +149,5 @@ def versions(c: Completion) -> Iterator[tuple[int, int]]:
     [(3, 1), (4, 2)]
     """
     marks = [(0, c.version), *c.switches, (c.tokens, 0)]
-    for (start, version), (stop, _) in zip(marks, marks[1:], strict=False):
+    for (start, version), (stop, _) in pairwise(marks):
         yield version, stop - start

@@ -3,7 +3,7 @@
 A save writes files into a temporary folder, `manifest.json` with their SHA-256 last, syncs each to disk, and renames the folder to its
 name in one step. A folder without a matching manifest is not a checkpoint: loading names it and takes the one before.
 safetensors and JSON only. On a CPU a resumed run equals the uninterrupted one bit for bit: the order of prompts and all seeds are
-functions of (seed, step), so step and update counters are the whole of its state besides weights and optimiser.
+functions of (seed, step) and the cursor, so these counters are the whole of its state besides weights and optimiser.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class State:
     step: int
     updates: int
     guard: dict[str, Any]
+    cursor: int = 0  # position in the order of the data from which the next step takes its prompts
 
 
 def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
@@ -48,7 +49,7 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
         save_file(_moments(learner), temporary / "optimizer.safetensors")
         if learner.reference is not None:
             save_file(_named(learner.reference.model), temporary / "reference.safetensors")
-        counters = {"step": state.step, "updates": state.updates, "guard": state.guard}
+        counters = {"step": state.step, "updates": state.updates, "guard": state.guard, "cursor": state.cursor}
         (temporary / "state.json").write_text(json.dumps(counters))
         hashes = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps(hashes, indent=1))
@@ -109,7 +110,7 @@ def _restore(path: Path, learner: Learner) -> State:
             # The optimiser's own counter stays where it was made: on the CPU unless fused on a GPU.
             learner.optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in found.items()}
     learner.updates = counters["updates"]
-    return State(counters["step"], counters["updates"], counters["guard"])
+    return State(counters["step"], counters["updates"], counters["guard"], counters["cursor"])
 
 
 @torch.no_grad()

@@ -143,6 +143,7 @@ class Guard:
     """Thresholds that stop a run; see guard.py."""
 
     mismatch: float = 0.0  # mean |log-prob difference| (nats) allowed, sampler against learner; 0: by precision
+    drift: float = 0.5  # the same for stale samples (rollout.max_staleness), whose policies do differ
     truncated: float = 0.9  # share of truncated completions, over `patience` steps
     zero_variance: float = 0.98  # share of groups with one reward only, over `patience` steps
     masked: float = 0.02  # share of samples without a verdict in a step

@@ -59,10 +59,17 @@ class Watch:
     def check(self, metrics: Mapping[str, Any]) -> None:
         """Raise Stopped when a threshold is passed: at once for mismatch and masked samples, after `patience` steps for the rest."""
         c = self.config
-        if not metrics.get("mismatch", 0.0) <= self.tolerance:  # nan is no agreement
+        stale = metrics.get("staleness_max", 0.0) > 0  # then the policies differ, and by more than rounding
+        allowed = max(self.tolerance, c.drift) if stale else self.tolerance
+        if not metrics.get("mismatch", 0.0) <= allowed:  # nan is no agreement
             raise Stopped(
                 f"sampler and learner disagree: their log-probs of a token differ by {metrics['mismatch']:.3g} nats in the mean (allowed "
-                f"{self.tolerance:.3g}). Stale weights, another temperature, or a chat template or BOS the sampler adds"
+                f"{allowed:.3g}). "
+                + (
+                    "The rollouts are too stale for this learn.lr: lower it, or rollout.max_staleness"
+                    if stale
+                    else "Stale weights, another temperature, or a chat template or BOS the sampler adds"
+                )
             )
         if metrics.get("masked", 0.0) > c.masked:
             raise Stopped(

@@ -12,13 +12,14 @@ import torch
 from rewards.scorer import Scorer
 from rl import checkpoint, metrics
 from rl.advantage import ADVANTAGES
+from rl.ahead import staleness
 from rl.config import Config, max_tokens_at
-from rl.data import Order
+from rl.feed import Feed
 from rl.guard import Watch
 from rl.learn import Learner
-from rl.records import Group, Prompt, Sampling
+from rl.records import Prompt
 from rl.report import Journal, console_line
-from rl.rollout import RewardFailed, scored_rollout
+from rl.rollout import RewardFailed
 from rl.sampler import Sampler
 from rl.sync import sync
 
@@ -29,7 +30,7 @@ class Street:
 
     config: Config
     folder: Path
-    prompts: Sequence[Prompt]
+    feed: Feed
     scorer: Scorer | None
     sampler: Sampler | None
     learner: Learner
@@ -45,29 +46,36 @@ class Street:
         return self.learner.acc.device
 
 
-def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None = None) -> None:
+def train(street: Street, done: int = 0) -> None:
     """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError, rollout.RewardFailed or FloatingPointError with the reason."""
     s, config = street, street.config
-    order = Order(len(s.prompts), config.run.seed)
     started = metrics.Clock()
-    if s.scorer:
-        s.scorer.stats()  # what the evaluation took is not the first step's
+    for source in (s.scorer, s.sampler):
+        if source:
+            source.stats()  # what the evaluation took is not the first step's
     for step in range(done + 1, config.run.steps + 1):
         clock = metrics.Clock()
         try:
-            groups = replay[step] if replay else sample(s.sampler, s.scorer, s.prompts, order, config, step, clock)
+            made = s.feed.take(step, s.learner.updates, clock)
         except RewardFailed as failed:  # what it raised on must be seen
             s.journal.rollouts(step, failed.groups, [[None] * len(g.scores) for g in failed.groups], s.tokenizer.decode)
             raise
+        groups, ages = made.groups, staleness(made.groups, s.learner.updates, updates_a_step(config))
+        if s.sampler is not None:
+            s.sampler.rest()
         with clock("reward"):
             advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
         with clock("learn"):
             learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
         with clock("sync"):
             if s.sampler is not None:
-                learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
-        numbers = {"step": step} | metrics.of_groups(groups) | learned | clock.seconds | {"seconds": clock.total()}
-        numbers |= s.scorer.stats() if s.scorer else {}
+                with s.feed.pause():
+                    learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
+        s.feed.learned(step)
+        numbers = {"step": step} | metrics.of_groups(groups) | ages | made.numbers | learned | clock.seconds
+        numbers |= {"seconds": clock.total()}
+        for source in (s.scorer, s.sampler):
+            numbers |= source.stats() if source else {}
         numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
         numbers["eta_s"] = started.total() / (step - done) * (config.run.steps - step)
         if step in (1, config.run.steps) or step % config.run.rollouts_every == 0:
@@ -80,26 +88,12 @@ def train(street: Street, done: int = 0, replay: dict[int, list[Group]] | None =
         if every and step % every == 0:
             s.learner.replace_reference()
         if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
-            state = checkpoint.State(step, s.learner.updates, s.watch.memory())
+            state = checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor)
             checkpoint.save(s.folder / "checkpoints", s.learner, state, config.run.keep)
 
 
-def sample(
-    sampler: Sampler | None, scorer: Scorer | None, prompts: Sequence[Prompt], order: Order, config: Config, step: int,
-    clock: metrics.Clock | None = None,
-) -> list[Group]:  # fmt: skip
-    """The step's prompts, by position in the order, and their scored groups. Raises rollout.RewardFailed."""
-    assert sampler is not None
-    assert scorer is not None
-    count = config.rollout.prompts
-    chosen = [prompts[i] for i in order.take((step - 1) * count, count)]
-    return scored_rollout(sampler, chosen, sampling(config, step), scorer, clock)
-
-
-def sampling(config: Config, step: int) -> Sampling:
-    """A seed of its own for every step: what a resumed run samples does not depend on what came before."""
-    r = config.rollout
-    return Sampling(r.group, max_tokens_at(config, step), r.temperature, seed=config.run.seed * 1_000_003 + step)
+def updates_a_step(config: Config) -> int:
+    return config.algorithm.minibatches * config.algorithm.inner_epochs
 
 
 def _scalars(numbers: dict[str, Any]) -> dict[str, float]:

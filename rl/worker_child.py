@@ -38,12 +38,9 @@ def serve(link: socket.socket) -> None:
         return
     spec = first[0]
     die_with(spec["parent"])
-    # Before torch is imported: which GPU this is, and how many threads.
-    for name, value in spec["environment"].items():
-        os.environ[name] = value
     started = time.monotonic()
     try:
-        sampler, tokenizer = build(spec)
+        sampler = build(spec)
     except Exception as error:  # whatever it is, the learner must hear it in words
         frames.send(link, {"id": 0, "error": f"{type(error).__name__}: {error}"[:2000]})
         return
@@ -68,8 +65,8 @@ def die_with(parent: int | None) -> None:
         os._exit(1)
 
 
-def build(spec: dict[str, Any]) -> tuple[Any, Any]:
-    """The sampler of the spec, as recipes/street.py would make it in the learner's process, and the tokenizer."""
+def build(spec: dict[str, Any]) -> Any:
+    """The sampler of the spec, as it would be made in the learner's process."""
     import torch
 
     from rl.policy import load_tokenizer
@@ -84,14 +81,13 @@ def build(spec: dict[str, Any]) -> tuple[Any, Any]:
         ), tokenizer
     from rl.sampler_vllm import VllmSampler
 
-    sampler = VllmSampler(
+    return VllmSampler(
         spec["path"], tokenizer, device=device, max_model_len=spec["context"], seed=spec["seed"],
         trust_remote_code=spec["trust_remote_code"], restart=spec["restart"], stop_loops=spec["stop_loops"], engine=spec["engine"],
     )  # fmt: skip
-    return sampler, tokenizer
 
 
-def sampler_vocabulary(sampler: Any) -> int:
+def vocabulary(sampler: Any) -> int:
     """Ids that the sampler's model can give."""
     config = sampler.llm.llm_engine.model_config.hf_config if hasattr(sampler, "llm") else sampler.model.config
     return int(config.get_text_config().vocab_size)
