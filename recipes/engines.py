@@ -1,0 +1,121 @@
+"""Config -> the sampler of a run: an engine in this process, or rollout workers elsewhere."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from rl.config import Config
+from rl.places import ProcessPlace, RayPlace
+from rl.policy import resolve
+from rl.ranks import LAUNCHED
+from rl.remote import Placement, Remote
+from rl.sampler import Sampler, TransformersSampler
+from rl.transfer import GroupWindow, IpcWindow, SharedWindow, Window, window_size
+from rl.workers import Pool
+
+START_S = 1800.0  # a large model from a slow disk, compiled for the first time
+
+
+def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: int, model: Any) -> Sampler:
+    """The recipe's sampler, under the weights of model.path. `model` is the learner's: its sizes decide the workers' window."""
+    r, trust = config.rollout, config.model.trust_remote_code
+    if r.placement != "colocated":
+        return make_pool(config, device, context, model)
+    if r.sampler == "transformers":
+        return TransformersSampler(config.model.path, tokenizer, device=device, trust_remote_code=trust)
+    from rl.sampler_vllm import VllmSampler
+
+    return VllmSampler(
+        config.model.path, tokenizer, device=device, max_model_len=context, seed=config.run.seed, trust_remote_code=trust,
+        stop_loops=r.stop_loops, sleep=r.sleep, engine=r.engine,
+    )  # fmt: skip
+
+
+def make_pool(config: Config, device: torch.device, context: int, model: Any) -> Pool:
+    """`rollout.workers` workers where `rollout.placement` says. Raises ValueError when one does not start."""
+    r = config.rollout
+    resolve(config.model.path)  # said once, not by every worker
+    cards = devices(config, device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    size = window_size([p.numel() for p in model.parameters()], dtype)
+
+    def window(workers: int) -> Window:
+        if r.placement == "ray" or (cards and card_of(device) not in cards):
+            return GroupWindow(size, device, workers, r.timeout_s)
+        return IpcWindow(size, device) if device.type == "cuda" else SharedWindow(size)
+
+    def start(slot: int, attempt: int) -> Remote:
+        name = f"worker {slot}" + (f" (start {attempt + 1})" if attempt else "")
+        place: Placement
+        if r.placement == "ray":
+            place = RayPlace(environment(config, None), gpus=gpus(config, device))
+        else:
+            place = ProcessPlace(environment(config, cards[slot % len(cards)] if cards else None))
+        parent = os.getpid() if r.placement == "processes" else None
+        return Remote(name, place, spec(config, device, context, parent, slot), r.timeout_s, START_S)
+
+    return Pool(
+        start, r.workers, minimum=r.min_workers, vocabulary=model.config.get_text_config().vocab_size, timeout_s=r.timeout_s,
+        window=window,
+    )  # fmt: skip
+
+
+def spec(config: Config, device: torch.device, context: int, parent: int | None, slot: int) -> dict[str, Any]:
+    """What a worker must know, as plain data."""
+    r = config.rollout
+    return {
+        "parent": parent,
+        "sampler": r.sampler,
+        "path": config.model.path,
+        "device": device.type,
+        "context": context,
+        "seed": config.run.seed + slot,
+        "trust_remote_code": config.model.trust_remote_code,
+        "restart": r.in_flight == "restart",
+        "stop_loops": r.stop_loops,
+        "engine": dict(r.engine),
+    }
+
+
+def environment(config: Config, card: str | None) -> dict[str, str]:
+    """Of a worker's process, over what it inherits: its GPU, or its share of the cores; nothing of the learner's launcher."""
+    cores = max(1, (os.cpu_count() or 1) // config.rollout.workers)
+    mine = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), "TOKENIZERS_PARALLELISM": "false"}
+    if card is not None:
+        mine["CUDA_VISIBLE_DEVICES"] = card
+    return mine | dict.fromkeys(LAUNCHED, "")
+
+
+def devices(config: Config, device: torch.device) -> list[str]:
+    """The GPU of each worker in turn, as CUDA_VISIBLE_DEVICES names it; none on a CPU machine. Raises ValueError."""
+    r = config.rollout
+    if device.type != "cuda" or r.placement == "ray":
+        return []
+    there = visible()
+    if wrong := [d for d in r.devices if not 0 <= d < len(there)]:
+        raise ValueError(f"rollout.devices = {list(r.devices)}: GPU {wrong[0]} is not there; this process sees {len(there)}")
+    learners = {there[i] for i in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) % (len(there) + 1))} or {card_of(device)}
+    chosen = [there[d] for d in r.devices] or [c for c in there if c not in learners] or [card_of(device)]
+    if len({c in learners for c in chosen}) > 1:
+        raise ValueError(
+            f"rollout.devices = {list(r.devices)}: some workers would share the learner's GPU and others not; weights travel one way only: "
+            "give all workers GPUs of their own, or none"
+        )
+    return chosen
+
+
+def visible() -> list[str]:
+    """The GPUs this process sees, by the names it was given."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def card_of(device: torch.device) -> str:
+    return visible()[device.index or 0] if device.type == "cuda" else ""
+
+
+def gpus(config: Config, device: torch.device) -> int:
+    return int(config.rollout.engine.get("tensor_parallel_size", 1)) if device.type == "cuda" else 0
