@@ -1,16 +1,19 @@
 """One rollout -> optimiser updates, over micro-batches of one packed row. Knows ranks.
 
 The loss of an update is a sum over rows with the global counts already in the rows' weights, so neither the number of rows, nor
-their order, nor the split over ranks changes it (tests/test_invariance.py). Weights and optimiser state are fp32; on a GPU the forward
-and backward pass run in bf16 under autocast, log-probs and loss in fp32.
+their order, nor the split over ranks changes it (tests/test_invariance.py, tests/test_ranks.py). Weights and optimiser state are fp32;
+on a GPU the forward and backward pass run in bf16 under autocast, log-probs and loss in fp32.
+
+On several ranks (ranks.py) rank 0 packs, every rank takes its share of the rows, filled up with rows without weight so that all take
+the same number of passes. There is no context parallelism: accelerate's splits a sequence under plain causal SDPA
+(torch.distributed.tensor.experimental.context_parallel) and cannot express that a completion sees its prompt but not its siblings.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import nullcontext
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +21,30 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rl import ranks
 from rl.batch import Counts, count, pack, with_logprobs
 from rl.config import Config, learning_rate_at
 from rl.loss import policy_loss
 from rl.policy import Policy
-from rl.records import Batch, Group, Row
+from rl.records import Batch, Completion, Group, Prompt, Row
 
+GATHERED = 1 << 28  # elements of full weights that a rank holds at once when they are gathered
 Advantages = Sequence[Sequence[float | None]]
 
 
 def accelerator(config: Config, folder: Path) -> Accelerator:
     """bf16 compute on a GPU, fp32 on a CPU; trackers write below `folder`."""
     cuda = torch.cuda.is_available()
+    fsdp = ranks.plugin(cuda)
     acc = Accelerator(
         mixed_precision="bf16" if cuda else "no",
         cpu=not cuda,
         log_with=list(config.run.trackers) or None,
         project_dir=str(folder),
+        fsdp_plugin=fsdp,
     )
+    if fsdp and not cuda:
+        ranks.shard_on_cpu(acc, fsdp)
     acc.init_trackers(config.name)
     return acc
 
@@ -52,35 +61,65 @@ class Learner:
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=learn.lr, betas=learn.betas, weight_decay=learn.weight_decay, fused=True
         )
+        self.ranks = ranks.Ranks(acc, self)
+        self.ranks.wait()  # for the one that read the weights
+        if acc.is_fsdp2:
+            acc.state.fsdp_plugin.transformer_cls_names_to_wrap = ranks.layers(policy.model)
         self.prepared, self.optimizer = acc.prepare(policy, optimizer)
         self.policy: Policy = acc.unwrap_model(self.prepared)
+        self.sharded = ranks.sharded(self.policy)
         if reference is not None:
-            reference.to(acc.device).eval().requires_grad_(False)
+            reference.eval().requires_grad_(False)
+            if self.sharded:  # from the policy's shards: only rank 0 may have read the weights
+                ranks.shard(reference, ranks.layers(reference.model), acc.device.type == "cuda")
+                self._replace_reference()
+            reference.to(acc.device)
         self.updates = 0
+
+    def begin(self) -> None:
+        """From here on rank 0 runs the program; the others must `ranks.follow()`."""
+        self.ranks.begin()
+        if self.ranks.leading and self.sharded:
+            self.policy.fetch = self.fetch
+            # Whoever asks for log-probs, all ranks gather the weights for it; before accelerate's own hook does on this one.
+            self.policy.register_forward_pre_hook(lambda _, args: self.ranks.announce("forward", None, args[:1]), prepend=True)
 
     def step(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> dict[str, float]:
         """All updates of one rollout; returns its metrics, means over completion tokens but for `*_max`, `grad_norm` and `lr`."""
         algorithm = self.config.algorithm
         cuts = [i * len(groups) // algorithm.minibatches for i in range(algorithm.minibatches + 1)]  # nothing is left over
         parts = [slice(*cut) for cut in pairwise(cuts)]
-        batches = [self._prepared(self._batch(groups[part], advantages[part], max_tokens)) for part in parts]
+        batches = [self._batch(groups[part], advantages[part], max_tokens) for part in parts]
+        sizes = [(len(batch.rows), batch.samples, batch.tokens) for batch in batches]
+        return self.ranks.together("learn", sizes, [row for batch in batches for row in batch.rows])
+
+    def _learn(self, sizes: Sequence[tuple[int, int, int]], rows: Sequence[Row]) -> dict[str, float]:
+        """On every rank: the updates of `step`; `sizes` are each batch's rows, samples and tokens."""
+        left = iter(rows)
+        batches = [self._prepared(Batch(self._mine(tuple(islice(left, n))), *counts)) for n, *counts in sizes]
         sums: dict[str, float] = defaultdict(float)
-        for _ in range(algorithm.inner_epochs):
+        for _ in range(self.config.algorithm.inner_epochs):
             for batch in batches:
                 self._update(batch, sums)
         return self._means(sums)
 
     def _batch(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> Batch:
         overlong = self.config.algorithm.overlong
-        mine = count(groups, advantages, overlong)
-        both = torch.tensor([mine.samples, mine.tokens], device=self.acc.device)
-        samples, tokens = self.acc.reduce(both, "sum").tolist()
+        counts = count(groups, advantages, overlong)
         # Where nothing is left to learn from, every weight is 0 and the counts do not matter.
-        counts = Counts(max(samples, 1), max(tokens, 1))
+        counts = Counts(max(counts.samples, 1), max(counts.tokens, 1))
         return pack(
             groups, advantages, loss=self.config.algorithm.loss, counts=counts, max_tokens=max_tokens,
             row_tokens=self.config.learn.row_tokens, overlong=overlong,
         )  # fmt: skip
+
+    def _mine(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        """This rank's rows, as many as any rank has: each pass is one that all take part in."""
+        if self.ranks.size == 1:
+            return rows
+        shares = ranks.share([len(row.ids_L) for row in rows], self.ranks.size)
+        mine = tuple(rows[i] for i in shares[self.ranks.rank])
+        return mine + (_no_row(),) * (max(1, *map(len, shares)) - len(mine))
 
     @torch.no_grad()
     def _prepared(self, batch: Batch) -> Batch:
@@ -102,8 +141,7 @@ class Learner:
         a = self.config.algorithm
         lr = learning_rate_at(self.config, self.updates)
         for i, row in enumerate(batch.rows):
-            last = i == len(batch.rows) - 1
-            with self.acc.no_sync(self.prepared) if not last else nullcontext():
+            with ranks.accumulating(self.acc, self.prepared, last=i == len(batch.rows) - 1):
                 logprobs_T, entropy_T = self._logprobs(self.prepared, row)
                 loss, metrics = policy_loss(
                     a.loss,
@@ -121,7 +159,7 @@ class Learner:
             for name, value in metrics.items():
                 sums[name] = max(sums[name], value.item()) if name.endswith("_max") else sums[name] + value.item()
         norm = self.acc.clip_grad_norm_(self.prepared.parameters(), self.config.learn.max_grad_norm)
-        norm = float(norm.item())
+        norm = float(ranks.gather(norm).item())
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(
                 f"the gradient of update {self.updates + 1} is {norm}: the weights are untouched. Look at the largest log-prob mismatch "
@@ -149,9 +187,47 @@ class Learner:
             "mismatch_max": worst, "loss": loss / updates, "grad_norm": sums["grad_norm"] / updates, "lr": sums["lr"],
         }  # fmt: skip
 
-    @torch.no_grad()
     def replace_reference(self) -> None:
         """The reference model becomes the present policy (R1: every 400 steps)."""
+        self.ranks.together("replace_reference")
+
+    @torch.no_grad()
+    def _replace_reference(self, *_: Any) -> None:
         assert self.reference is not None
-        for mine, theirs in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
-            mine.copy_(theirs)
+        for mine, theirs in zip(self.at_rest(self.reference), self.at_rest(self.policy), strict=True):
+            ranks.local(mine).copy_(ranks.local(theirs))
+
+    @staticmethod
+    def at_rest(policy: Policy) -> list[Tensor]:
+        """The parameters as they are kept: on a sharded policy this rank's shards."""
+        return list(ranks.at_rest(policy).parameters())
+
+    def fetch(self, names: Sequence[str], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors of the policy's state_dict by name, cast to `dtype`, a few at a time where they must be gathered."""
+        sizes = {name: tensor.numel() for name, tensor in self.policy.model.state_dict().items()}
+        bucket: list[str] = []
+        for name in [*names, ""]:
+            if bucket and (not name or sum(sizes[n] for n in bucket) + sizes[name] > GATHERED):
+                yield from zip(bucket, self.ranks.together("gather", [bucket, dtype and str(dtype)]), strict=True)
+                bucket = []
+            bucket.append(name)
+
+    def _gather(self, argument: tuple[Sequence[str], str | None], _: Any) -> list[Tensor]:
+        names, dtype = argument
+        state = ranks.at_rest(self.policy).model.state_dict()
+        return [ranks.gather(state[n], dtype and getattr(torch, dtype.removeprefix("torch."))) for n in names]
+
+    @torch.no_grad()
+    def _forward(self, _: Any, rows: Sequence[Row]) -> None:
+        self._logprobs(self.policy, rows[0].to(self.acc.device))
+
+
+def _no_row() -> Row:
+    """A row without weight: one pass through the model that adds nothing."""
+    group = Group(Prompt("", (0,), {}), (Completion((0,), (0.0,), "stop", "", 0),))
+    return pack([group], [[None]], loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=2).rows[0]
+
+
+ranks.JOINT |= {
+    "learn": Learner._learn, "replace_reference": Learner._replace_reference, "gather": Learner._gather, "forward": Learner._forward
+}  # fmt: skip

@@ -15,7 +15,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields
 from datetime import timedelta
 from threading import RLock
@@ -90,10 +90,8 @@ class Ranks:
             if message["reply"]:
                 self._replies(message["name"], message["argument"], strict=False)
             else:
-                try:
+                with suppress(FloatingPointError):  # rank 0 has it too, and says so
                     JOINT[message["name"]](self.subject, message["argument"], rows)
-                except FloatingPointError:  # rank 0 has it too, and says so
-                    pass
             self._busy = False
 
     def end(self) -> None:
@@ -126,7 +124,11 @@ class Ranks:
         try:
             mine = {"result": JOINT[name](self.subject, argument, ())}
         except _EXPECTED as error:
-            mine = {"error": str(error), "errno": getattr(error, "errno", None), "file": str(getattr(error, "filename", "") or "")}
+            mine = {
+                "error": str(error),
+                "errno": getattr(error, "errno", None),
+                "file": str(getattr(error, "filename", "") or ""),
+            }
         replies = [mine] if self.group is None else self._exchange(mine)
         for number, reply in enumerate(replies):
             if strict and "error" in reply:
