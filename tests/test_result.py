@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,44 +34,6 @@ def test_the_last_line_says_before_after_and_interval() -> None:
 def test_without_evaluation_it_says_so() -> None:
     tree = result.result(Config(name="x"), 60, None, None, {})
     assert result.line(tree) == "x: 60 steps done; no held-out evaluation (data.heldout, evaluate.problems)"
-
-
-def test_versions_and_commit_are_those_in_use() -> None:
-    import torch
-    import transformers
-
-    found = result.versions()
-    assert found["torch"] == torch.__version__ or torch.__version__.startswith(found["torch"])
-    assert found["transformers"] == transformers.__version__
-    assert "python" in found
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=result.ROOT, capture_output=True, text=True)
-    if head.returncode == 0:
-        assert head.stdout.startswith(result.commit().removesuffix("+changes"))
-
-
-def test_the_commit_outside_of_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(result, "ROOT", tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert result.commit() == "unknown"
-    monkeypatch.setenv("PATH", "")
-    assert result.commit() == "unknown"
-
-
-def test_changed_files_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def git(*args: str) -> None:
-        subprocess.run(
-            ["git", "-c", "user.name=n", "-c", "user.email=e@example.com", *args], cwd=tmp_path, check=True, capture_output=True
-        )
-
-    git("init")
-    (tmp_path / "f").write_text("1")
-    git("add", "f")
-    git("commit", "-m", "m")
-    monkeypatch.setattr(result, "ROOT", tmp_path)
-    clean = result.commit()
-    assert len(clean) == 12
-    (tmp_path / "f").write_text("2")
-    assert result.commit() == clean + "+changes"
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
