@@ -10,7 +10,6 @@ import torch
 from rl.config import Config
 from rl.places import ProcessPlace, RayPlace
 from rl.policy import resolve
-from rl.ranks import LAUNCHED
 from rl.remote import Placement, Remote
 from rl.sampler import Sampler, TransformersSampler
 from rl.transfer import GroupWindow, IpcWindow, SharedWindow, Window, window_size
@@ -81,12 +80,12 @@ def spec(config: Config, device: torch.device, context: int, parent: int | None,
 
 
 def environment(config: Config, card: str | None) -> dict[str, str]:
-    """Of a worker's process, over what it inherits: its GPU, or its share of the cores; nothing of the learner's launcher."""
+    """Of a worker's process, over what it inherits: its GPU, and its share of the cores."""
     cores = max(1, (os.cpu_count() or 1) // config.rollout.workers)
     mine = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), "TOKENIZERS_PARALLELISM": "false"}
     if card is not None:
         mine["CUDA_VISIBLE_DEVICES"] = card
-    return mine | dict.fromkeys(LAUNCHED, "")
+    return mine
 
 
 def devices(config: Config, device: torch.device) -> list[str]:

@@ -17,8 +17,8 @@ from rewards.sandbox import tier
 from rewards.scorer import InProcess, Scorer, needs_pool
 from rewards.workers import RewardPool
 from rl import data
-from rl.batch import Counts, pack
 from rl.ahead import Ahead
+from rl.batch import Counts, pack
 from rl.config import Config
 from rl.feed import Feed, InTurn, Maker, Replay
 from rl.guard import check_prompts

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rl.ranks import LAUNCHED
 from rl.transfer import here
 
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -29,11 +30,12 @@ class ProcessPlace:
 
     def __init__(self, environment: Mapping[str, str], module: str = "rl.worker_child") -> None:
         self.link, theirs = socket.socketpair()
+        inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **environment, "PYTHONPATH": python_path()},
+                env={**inherited, **environment, "PYTHONPATH": python_path()},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # ctrl-C is for the learner; and what the engine starts can be ended as a group
             )
@@ -128,6 +130,8 @@ class _Actor:
     def run(self, host: str, port: int, token: str, module: str) -> None:
         import importlib
 
+        for name in LAUNCHED:
+            os.environ.pop(name, None)
         link = socket.create_connection((host, port), timeout=60)
         link.settimeout(None)
         link.sendall(token.encode())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import queue
 import signal
@@ -16,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,15 +41,16 @@ def serve(link: socket.socket) -> None:
     spec = first[0]
     die_with(spec["parent"])
     started = time.monotonic()
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         sampler = build(spec)
     except Exception as error:  # whatever it is, the learner must hear it in words
         frames.send(link, {"id": 0, "error": f"{type(error).__name__}: {error}"[:2000]})
         return
-    vocabulary = max(len(tokenizer), sampler_vocabulary(sampler))
     ready = {
         "dtype": str(sampler.dtype).removeprefix("torch."),
-        "vocabulary": vocabulary,
+        "vocabulary": vocabulary(sampler),
         "seconds": time.monotonic() - started,
     }
     frames.send(link, {"id": 0, "ready": ready})
