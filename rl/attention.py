@@ -48,7 +48,7 @@ class Varlen:
     kv: Tensor  # int64 positions: prompt, then the completion itself
     max_q: int
     max_k: int
-    grouped: bool  # the kernel shares key heads among query heads by itself
+    heads: str  # see _shared_heads
 
 
 Layout = tuple[Block, ...] | Varlen
@@ -107,7 +107,7 @@ def _varlen(spans: Sequence[Span], device: torch.device) -> Varlen:
         torch.cat(kv).to(device),
         max(lengths_q),
         max(lengths_k),
-        _grouped_queries(),
+        _shared_heads(device),
     )
 
 
@@ -167,10 +167,10 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float,
     # Under autocast an fp32 norm weight lifts queries and keys to fp32; flash attention wants them as the values are.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     k, v = _gathered(k, packing.kv), _gathered(v, packing.kv)
-    options = {"enable_gqa": True} if packing.grouped else {}
-    if not packing.grouped:
+    if packing.heads == "repeat":
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    options = {"enable_gqa": True} if packing.heads == "option" else {}
     return varlen_attn(
         q.contiguous(), k, v, packing.cu_q, packing.cu_k, packing.max_q, packing.max_k,
         scale=scaling, window_size=(-1, 0), **options,
@@ -183,11 +183,32 @@ def _gathered(x: Tensor, index: Tensor) -> Tensor:
 
 
 @cache
-def _grouped_queries() -> bool:
-    """Whether this torch shares key heads among query heads by itself (2.13 does, 2.11 does not)."""
+def _shared_heads(device: torch.device) -> str:
+    """How key heads are shared among query heads: "option" of the kernel's call, "native" without one, or "repeat" before it.
+
+    torch 2.13 has the option. Before it, the kernel may do it all the same: it is asked, and its answer and gradient are compared.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        return "option"
+    if device.type != "cuda":
+        return "repeat"
+    draw = torch.Generator(device).manual_seed(0)
+    cu = torch.tensor([0, 5, 8], dtype=torch.int32, device=device)
+    q, key = (torch.randn(8, h, 64, device=device, dtype=torch.bfloat16, generator=draw) for h in (4, 2))
+    found = []
+    try:
+        with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            for repeat in (1, 2):
+                k = key.detach().requires_grad_()
+                kv = k.repeat_interleave(repeat, 1)
+                out = varlen_attn(q, kv, kv, cu, cu, 5, 5, window_size=(-1, 0))
+                found.append((out, *torch.autograd.grad(out.float().square().sum(), k)))
+    except (RuntimeError, ValueError):
+        return "repeat"
+    same = all(torch.allclose(a.float(), b.float(), rtol=0.05, atol=0.05) for a, b in zip(*found, strict=True))
+    return "native" if same else "repeat"
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -62,21 +62,19 @@ class _TokenLogprobs(torch.autograd.Function):
         stats, _ = _kernels(compiled)
         device = hidden_TH.device.type
         temperature = hidden_TH.new_full((), cut.temperature, dtype=torch.float32)
-        logprobs, entropies, normalisers, floors = [], [], [], []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []  # log-probs, entropies, normalisers of a chunk
+        floors: list[Tensor | None] = []
         with torch.autocast(device, enabled=False):
             weight, bias = _cast(weight_VH, bias_V, hidden_TH.dtype)
             for part in chunks(len(targets_T), len(weight), device):
                 logits_TV = torch.nn.functional.linear(hidden_TH[part], weight, bias)
-                floor_T = None if cut.whole else floor(logits_TV, cut)
-                found = stats(logits_TV, targets_T[part], temperature, floor_T)
-                for whole, piece in zip((logprobs, entropies, normalisers), found, strict=True):
-                    whole.append(piece)
-                floors.append(floor_T)
-        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T, torch.cat(normalisers), temperature)
+                floors.append(None if cut.whole else floor(logits_TV, cut))
+                found.append(stats(logits_TV, targets_T[part], temperature, floors[-1]))
+        logprobs_T, entropy_T, normaliser_T = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T, normaliser_T, temperature)
         ctx.floors, ctx.compiled = floors, compiled
-        entropy_T = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_T)
-        return torch.cat(logprobs), entropy_T
+        return logprobs_T, entropy_T
 
     @staticmethod
     @once_differentiable
