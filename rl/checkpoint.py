@@ -4,6 +4,10 @@ A save writes files into a temporary folder, `manifest.json` with their SHA-256 
 name in one step. A folder without a matching manifest is not a checkpoint: loading names it and takes the one before.
 safetensors and JSON only. On a CPU a resumed run equals the uninterrupted one bit for bit: the order of prompts and all seeds are
 functions of (seed, step) and the cursor, so these counters are the whole of its state besides weights and optimiser.
+
+Replicated weights are one file of a kind. Of sharded ones every rank writes its own (model-00001-of-00002.safetensors: of each tensor the
+rows that follow those of the file before), and a load cuts them anew: a checkpoint of any number of ranks loads on any other. On several
+hosts the folder must be one that all of them see.
 """
 
 from __future__ import annotations
@@ -14,20 +18,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from rl import ranks
 from rl.learn import Learner
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+PART = re.compile(r"(\w+)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,13 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state.step:06d}"
     with whole(final) as temporary:
-        save_file(_weights(learner), temporary / "model.safetensors")
-        save_file(_moments(learner), temporary / "optimizer.safetensors")
-        if learner.reference is not None:
-            save_file(_named(learner.reference.model), temporary / "reference.safetensors")
+        hashes: dict[str, str] = {}
+        for mine in learner.ranks.collect("write", str(temporary)):
+            hashes |= mine
         counters = {"step": state.step, "updates": state.updates, "guard": state.guard, "cursor": state.cursor}
         (temporary / "state.json").write_text(json.dumps(counters))
-        hashes = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        hashes["state.json"] = _sha256(temporary / "state.json")
+        (temporary / "manifest.json").write_text(json.dumps(dict(sorted(hashes.items())), indent=1))
     there = sorted(folder.glob("step-*"))
     # Newer ones than this were damaged and passed over at the resume; they must not count as the newest.
     for old in [p for p in there if p > final] + [p for p in there if p <= final][:-keep]:
@@ -75,11 +80,8 @@ def whole(final: Path) -> Iterator[Path]:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _fsync(final.parent)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # safetensors' own word for an OSError
-            code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]) if code else errno.EIO, str(error), str(final)) from None
         raise
 
 
@@ -90,67 +92,140 @@ def load(folder: Path, learner: Learner) -> tuple[State, list[str]]:
     """
     damaged = []
     for path in sorted(folder.glob("step-*"), reverse=True):
-        if reason := _damage(path):
+        if reason := _damage(path, learner):
             damaged.append(f"{path.name}: {reason}")
             continue
-        return _restore(path, learner), damaged
+        learner.ranks.collect("restore", str(path))
+        c = json.loads((path / "state.json").read_text())
+        return State(c["step"], c["updates"], c["guard"], c["cursor"]), damaged
     detail = f" ({'; '.join(damaged)})" if damaged else ""
     raise ValueError(f"--resume: no whole checkpoint under {folder}{detail}; start the run without --resume in a new run.out")
 
 
-def _restore(path: Path, learner: Learner) -> State:
-    counters = json.loads((path / "state.json").read_text())
-    _copy(load_file(path / "model.safetensors"), _named(learner.policy.model), path)
-    if learner.reference is not None:
-        _copy(load_file(path / "reference.safetensors"), _named(learner.reference.model), path)
-    moments = load_file(path / "optimizer.safetensors")
-    for name, parameter in learner.policy.model.named_parameters():
-        found = {m: moments[f"{m}/{name}"] for m in MOMENTS if f"{m}/{name}" in moments}
-        if found:
-            # The optimiser's own counter stays where it was made: on the CPU unless fused on a GPU.
-            learner.optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in found.items()}
-    learner.updates = counters["updates"]
-    return State(counters["step"], counters["updates"], counters["guard"], counters["cursor"])
+def _write(learner: Learner, folder: str, _: Any) -> dict[str, str]:
+    """On every rank: its files, and their hashes by name."""
+    rank, size = learner.ranks.rank, learner.ranks.size if learner.sharded else 1
+    if rank >= size:
+        return {}
+    hashes = {}
+    for kind, tensors in _kinds(learner).items():
+        name = f"{kind}.safetensors" if size == 1 else f"{kind}-{rank + 1:05d}-of-{size:05d}.safetensors"
+        # What is the same everywhere is in the first part; a tensor of few rows ends before the last.
+        mine = {n: ranks.local(t).contiguous() for n, t in tensors.items() if rank == 0 or isinstance(t, DTensor)}
+        try:
+            save_file({n: t for n, t in mine.items() if rank == 0 or len(t)}, Path(folder, name))
+        except SafetensorError as error:  # safetensors' own word for an OSError
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error), str(Path(folder, name))) from None
+        _fsync(Path(folder, name))  # on this host; its folder is synced by the one that renames it
+        hashes[name] = _sha256(Path(folder, name))
+    return hashes
 
 
-@torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> None:
-    if source.keys() != target.keys() or any(source[n].shape != t.shape for n, t in target.items()):
-        raise ValueError(f"--resume: {path} holds another model than model.path; resume with the model the run began with")
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+def _restore(learner: Learner, folder: str, _: Any) -> None:
+    """On every rank: its part of what `folder` holds. ValueError, and nothing is changed, where that is another model."""
+    path, targets = Path(folder), _kinds(learner)
+    names = json.loads((path / "manifest.json").read_text())
+    sources = {kind: _Source(path, _files(names, kind)) for kind in targets}
+    for kind in targets.keys() - {"optimizer"}:
+        if {n: tuple(t.shape) for n, t in targets[kind].items()} != sources[kind].shapes:
+            raise ValueError(f"--resume: {path} holds another model than model.path; resume with the model the run began with")
+    with torch.no_grad():
+        for kind in targets.keys() - {"optimizer"}:
+            for name, tensor in targets[kind].items():
+                ranks.local(tensor).copy_(sources[kind].read(name, *ranks.extent(tensor)))
+    moments, state = sources["optimizer"], learner.optimizer.state
+    parameters = dict(learner.policy.model.named_parameters())
+    for key, shape in moments.shapes.items():
+        moment, _, name = key.partition("/")
+        parameter = parameters[name]
+        if shape == tuple(parameter.shape):
+            state[parameter][moment] = ranks.like(parameter, moments.read(key, *ranks.extent(parameter)))
+        else:  # the optimiser's own counter, on the CPU unless fused on a GPU
+            state[parameter][moment] = moments.read(key).to(parameter.device)
+    learner.updates = json.loads((path / "state.json").read_text())["updates"]
 
 
-def _named(model: Any) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters()}
+class _Source:
+    """The tensors of one kind in a checkpoint, each cut along its first axis over the files in their order."""
+
+    def __init__(self, path: Path, files: list[str]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.pieces: dict[str, list[tuple[int, int, Any]]] = {}  # name -> (first row, rows, file)
+        for file in files:
+            opened = safe_open(path / file, framework="pt")
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                shape = tuple(opened.get_slice(name).get_shape())
+                first = self.shapes[name][0] if name in self.shapes else 0
+                self.pieces.setdefault(name, []).append((first, shape[0] if shape else 1, opened))
+                self.shapes[name] = (first + shape[0], *shape[1:]) if shape else ()
+
+    def read(self, name: str, start: int = 0, stop: int = 1) -> Tensor:
+        """Rows [start, stop) of a tensor; a scalar is one row."""
+        if not self.shapes[name]:
+            return self.pieces[name][0][2].get_tensor(name)
+        parts: list[Tensor] = []
+        for first, rows, opened in self.pieces[name]:
+            low, high = max(start - first, 0), min(stop - first, rows)
+            if low < high or not parts:  # at least an empty one, for its type
+                parts.append(opened.get_slice(name)[low : max(low, high)] if low < rows else opened.get_slice(name)[:0])
+        return torch.cat(parts)
 
 
-def _weights(learner: Learner) -> dict[str, Tensor]:
-    return {name: t.contiguous() for name, t in _named(learner.policy.model).items()}
-
-
-def _moments(learner: Learner) -> dict[str, Tensor]:
+def _kinds(learner: Learner) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds of a learner: trained weights and buffers, the optimiser's tensors, the reference model."""
+    model = ranks.at_rest(learner.policy).model
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     state = learner.optimizer.state
-    return {
-        f"{moment}/{name}": state[p][moment].detach().contiguous()
-        for name, p in learner.policy.model.named_parameters()
-        for moment in MOMENTS
-        if moment in state.get(p, {})
+    kinds = {
+        "model": {n: p.detach() for n, p in trained.items()} | _buffers(model),
+        "optimizer": {f"{m}/{n}": t.detach() for n, p in trained.items() for m, t in state.get(p, {}).items()},
     }
+    if learner.reference is not None:
+        model = ranks.at_rest(learner.reference).model
+        kinds["reference"] = {n: p.detach() for n, p in model.named_parameters()} | _buffers(model)
+    return kinds
 
 
-def _damage(path: Path) -> str | None:
+def _buffers(model: Any) -> dict[str, Tensor]:
+    parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+    return {n: b for n, b in model.state_dict().items() if n not in parameters}
+
+
+def _files(names: Iterable[str], kind: str) -> list[str]:
+    """The files of a kind in their order; none where one is missing."""
+    found = sorted(n for n in names if (part := PART.fullmatch(n)) and part[1] == kind)
+    part = PART.fullmatch(found[0]) if found else None
+    return found if part and len(found) == int(part[3] or 1) else []
+
+
+def _damage(path: Path, learner: Learner) -> str | None:
     """Why `path` is no whole checkpoint, or None."""
     try:
         hashes = json.loads((path / "manifest.json").read_text())
+        found: dict[str, str] = {}
+        for mine in learner.ranks.collect("hash", [str(path), sorted(hashes)]):
+            found |= mine
         for name, wanted in hashes.items():
-            if _sha256(path / name) != wanted:
-                return f"{name} does not have its recorded hash"
-        if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= hashes.keys():
+            if found[name] != wanted:
+                return found[name] if " " in found[name] else f"{name} does not have its recorded hash"
+        if "state.json" not in hashes or not all(_files(hashes, kind) for kind in ("model", "optimizer")):
             return "its manifest lacks files"
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _hash(learner: Learner, argument: tuple[str, list[str]], _: Any) -> dict[str, str]:
+    """On every rank: the hashes of its share of the files, or why one has none."""
+    folder, names = argument
+    hashes = {}
+    for name in names[learner.ranks.rank :: learner.ranks.size]:
+        try:
+            hashes[name] = _sha256(Path(folder, name))
+        except OSError as error:
+            hashes[name] = f"{type(error).__name__}: {error}"
+    return hashes
 
 
 def _sha256(path: Path) -> str:
@@ -164,3 +239,6 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+ranks.JOINT |= {"write": _write, "restore": _restore, "hash": _hash}

@@ -68,7 +68,14 @@ class Ranks:
     def collect(self, name: str, argument: Any = None) -> list[Any]:
         """Run JOINT[name] on every rank; returns all results (JSON types), rank 0's first. A rank's OSError or ValueError is raised."""
         with self._announced(name, argument, reply=True):
-            return self._replies(name, argument)
+            replies, error = self._replies(name, argument)
+        if error:
+            raise error
+        for number, reply in enumerate(replies):
+            if "error" in reply:
+                text = f"{reply['error']} (rank {number})"
+                raise OSError(reply["errno"], text, reply["file"]) if reply["errno"] else ValueError(text)
+        return [reply["result"] for reply in replies]
 
     def announce(self, name: str, argument: Any, rows: Sequence[Row]) -> None:
         """Make the others run JOINT[name]; the caller does its part himself. Nothing happens inside an operation."""
@@ -80,15 +87,13 @@ class Ranks:
         for number in (signal.SIGTERM, signal.SIGINT):  # rank 0 decides what to do, and may need us to save
             signal.signal(number, signal.SIG_IGN)
         while True:
-            try:
+            with self._connected():
                 message, rows = self._receive()
-            except RuntimeError as error:
-                raise ConnectionError(f"rank {self.rank}: rank 0 is gone ({str(error).splitlines()[0][:120]})") from None
             if message["name"] == "end":
                 return
             self._busy = True
             if message["reply"]:
-                self._replies(message["name"], message["argument"], strict=False)
+                self._replies(message["name"], message["argument"])
             else:
                 with suppress(FloatingPointError):  # rank 0 has it too, and says so
                     JOINT[message["name"]](self.subject, message["argument"], rows)
@@ -101,9 +106,17 @@ class Ranks:
         self.leading = False
 
     def wait(self) -> None:
-        """Until every rank is here; without the short time-out of a GPU's collectives."""
+        """Until every rank is here; without the short time-out of a GPU's collectives. Raises ConnectionError when one is gone."""
         if self.group is not None:
-            dist.barrier(group=self.group)
+            with self._connected():
+                dist.barrier(group=self.group)
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConnectionError(f"rank {self.rank}: another rank is gone ({str(error).splitlines()[0][:120]})") from None
 
     @contextmanager
     def _announced(self, name: str, argument: Any, rows: Sequence[Row] = (), reply: bool = False) -> Iterator[None]:
@@ -115,27 +128,24 @@ class Ranks:
             self._busy = True
             try:
                 yield
-            except (FloatingPointError, *_EXPECTED):
+            except FloatingPointError:
                 self._busy = False  # all ranks came through
                 raise
             self._busy = False
 
-    def _replies(self, name: str, argument: Any, strict: bool = True) -> list[Any]:
+    def _replies(self, name: str, argument: Any) -> tuple[list[Any], Exception | None]:
+        """What every rank has to say, and this one's error."""
+        failed: OSError | ValueError | None = None
         try:
             mine = {"result": JOINT[name](self.subject, argument, ())}
         except _EXPECTED as error:
+            failed, number = error, getattr(error, "errno", None)
             mine = {
-                "error": str(error),
-                "errno": getattr(error, "errno", None),
-                "file": str(getattr(error, "filename", "") or ""),
+                "error": getattr(error, "strerror", None) or str(error),
+                "errno": number,
+                "file": getattr(error, "filename", None),
             }
-        replies = [mine] if self.group is None else self._exchange(mine)
-        for number, reply in enumerate(replies):
-            if strict and "error" in reply:
-                if reply["errno"] is None:
-                    raise ValueError(reply["error"])
-                raise OSError(reply["errno"], f"{reply['error']} (rank {number})", reply["file"] or None)
-        return [reply.get("result") for reply in replies]
+        return [mine] if self.group is None else self._exchange(mine), failed
 
     def _exchange(self, mine: Any) -> list[Any]:
         data = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
@@ -252,6 +262,15 @@ def gather(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def local(weight: Tensor) -> Tensor:
     """This rank's part of a tensor: the rows [start, stop) of its first axis that `extent` names."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def like(parameter: Tensor, part: Tensor) -> Tensor:
+    """`part`, this rank's rows, as a tensor that is sharded as `parameter` is, on its device."""
+    part = part.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return part
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
 
 
 def extent(weight: Tensor) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rl import ranks
+from rl import checkpoint
 from rl.config import Config
 from rl.learn import Learner
 from rl.records import Group
@@ -44,19 +46,21 @@ def learn(one: Learner, steps: range, metrics: list[dict[str, float]]) -> None:
             one.replace_reference()
 
 
+def contents(one: Learner) -> dict[str, torch.Tensor]:
+    """The weights as a sampler gets them, and log-probs as the canaries ask for them."""
+    with torch.no_grad():
+        logprobs_T = one.policy(one._batch(*made(0), MAX_TOKENS).rows[0], 1.0)[0].clone()
+    return {n: w.clone() for n, w in one.policy.weights()} | {"logprobs": logprobs_T}
+
+
 def curve(folder: Path, model: str, settings: Config) -> None:
     """Three steps; leaves their metrics, the weights after them, and log-probs as the canaries ask for them."""
 
     def program(one: Learner) -> None:
         metrics: list[dict[str, float]] = []
         learn(one, range(3), metrics)
-        row = one._batch(*made(0), MAX_TOKENS).rows[0]
-        with torch.no_grad():
-            logprobs_T = one.policy(row, 1.0)[0].clone()
-        weights = {n: w.clone() for n, w in one.policy.weights()}
-        if one.ranks.rank == 0:
-            (folder / "metrics.json").write_text(json.dumps(metrics))
-            save_file(weights | {"logprobs": logprobs_T}, folder / "weights.safetensors")
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        save_file(contents(one), folder / "weights.safetensors")
 
     ranks_child.drive(ranks_child.learner(settings, model, folder), program)
 
@@ -89,3 +93,44 @@ def test_two_ranks_learn_what_one_does(alone: tuple[str, Path], tmp_path: Path, 
     family, folder = alone
     assert ranks_child.launch(2, sharded, curve, tmp_path, tiny.path(family), config()) == [0, 0]
     same(tmp_path, folder)
+
+
+def part(folder: Path, model: str, settings: Config, step: int, killed: bool) -> None:
+    """One step of the curve, from the newest checkpoint, into a new one; `killed`: and then rank 0 dies in the next."""
+
+    def program(one: Learner) -> None:
+        metrics: list[dict[str, float]] = []
+        if step:
+            state, damaged = checkpoint.load(folder / "checkpoints", one)
+            assert (state.step, state.updates, damaged) == (step, 2 * step, [])
+            metrics = json.loads((folder / "metrics.json").read_text())
+        learn(one, range(step, step + 1), metrics)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        checkpoint.save(folder / "checkpoints", one, checkpoint.State(step + 1, one.updates, {}), keep=3)
+        save_file(contents(one), folder / "weights.safetensors")
+        if killed:
+            one.ranks.announce("forward", None, one._batch(*made(0), MAX_TOKENS).rows[:1])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ranks_child.drive(ranks_child.learner(settings, model, folder), program)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir())
+
+
+@MODES
+def test_a_run_goes_on_with_another_number_of_ranks(alone: tuple[str, Path], tmp_path: Path, sharded: bool) -> None:
+    """Two ranks, killed; then one; then two again, then three: the same curve."""
+    family, folder = alone
+    model = tiny.path(family)
+    assert ranks_child.launch(2, sharded, part, tmp_path, model, config(), 0, True) == [-signal.SIGKILL, 1]
+    part(tmp_path, model, config(), 1, False)
+    assert ranks_child.launch(3 if sharded else 2, sharded, part, tmp_path, model, config(), 2, False) == [0] * (2 + sharded)
+    same(tmp_path, folder)
+    kinds = ["model", "optimizer", "reference"]
+    whole = [f"{kind}.safetensors" for kind in kinds]
+    assert files(tmp_path / "checkpoints" / "step-000002") == sorted(["manifest.json", "state.json", *whole])
+    if sharded:
+        whole = [f"{kind}-{i:05d}-of-00003.safetensors" for kind in kinds for i in (1, 2, 3)]
+    assert files(tmp_path / "checkpoints" / "step-000003") == sorted(["manifest.json", "state.json", *whole])
