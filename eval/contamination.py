@@ -18,6 +18,7 @@ import argparse
 import gzip
 import itertools
 import json
+import os
 import re
 import sys
 import unicodedata
@@ -30,6 +31,7 @@ import numpy as np
 
 from eval.records import write_atomic
 from eval.tasks import load, short
+from rl.data import Source
 
 SIZES = (8, 13)
 MOST = 0.7  # share of n-grams from which PaLM calls a question contaminated
@@ -115,19 +117,17 @@ class _Grams:
         own = {q: _grams(_numbers(w), length) for q, w in texts.items()}
         counts: np.ndarray
         self.hashes, counts = np.unique(np.concatenate(list(own.values())), return_counts=True)  # sorted, each once
-        self.of = {
-            q: np.searchsorted(self.hashes, hashes) for q, hashes in own.items()
-        }  # a question's n-grams, as places there
+        self.of: dict[int, np.ndarray] = {}  # question -> its n-grams, as places there
+        self.of.update((q, np.searchsorted(self.hashes, hashes)) for q, hashes in own.items())
         self.first: np.ndarray = np.full(len(self.hashes), -1)  # the first training row with it
         bits = max(10, (16 * len(self.hashes)).bit_length())
         self.shift = np.uint64(64 - bits)
-        self.possible: np.ndarray = np.zeros(
-            2**bits, dtype=bool
-        )  # by the hash's first bits: most n-grams are nowhere, and soon out
+        self.possible: np.ndarray = np.zeros(2**bits, dtype=bool)  # by first bits: most n-grams are nowhere, and soon out
         self.possible[self.hashes >> self.shift] = True
         self.anchors: dict[int, list[int]] = {}  # place -> questions of which it is the rarest n-gram
         for q, places in self.of.items() if anchored else ():
-            self.anchors.setdefault(int(places[counts[places].argmin()]), []).append(q)
+            rarest = int(np.argmin(counts[places]))
+            self.anchors.setdefault(int(places[rarest]), []).append(q)
         self.anchor: np.ndarray = np.isin(np.arange(len(self.hashes)), list(self.anchors))
 
     def find(self, numbers: np.ndarray, row_of_word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,15 +232,20 @@ def contamination(
     return results
 
 
-def training_texts(name: str) -> Iterator[tuple[str, str]]:
-    """(id, all text of the row) of a .jsonl, .jsonl.gz or .parquet file, or of a hub data set's train split; one row at a time."""
-    for i, row in enumerate(_rows(name)):
+def training_texts(name: str, sources: Mapping[str, Source] | None = None) -> Iterator[tuple[str, str]]:
+    """(id, all text of the row) of a .jsonl, .jsonl.gz or .parquet file, of a set in `sources`, or of a hub data set's train split.
+
+    Files and hub sets are read a row at a time. Raises ValueError for what cannot be found or read.
+    """
+    for i, row in enumerate(_rows(name, sources or {})):
         yield str(row.get("id", i)), "\n".join(_strings(row))
 
 
-def _rows(name: str) -> Iterator[Mapping[str, Any]]:
+def _rows(name: str, sources: Mapping[str, Source]) -> Iterator[Mapping[str, Any]]:
     path = Path(name)
-    if name.endswith((".jsonl", ".jsonl.gz")) and path.exists():
+    if name in sources:
+        yield from sources[name]("train")
+    elif name.endswith((".jsonl", ".jsonl.gz")) and path.exists():
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for n, line in enumerate(lines, 1):
                 try:
@@ -304,17 +309,20 @@ def markdown(found: Sequence[Contamination], shown: int = 20) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, sources: Mapping[str, Source] | None = None) -> int:
+    """`sources`: generated problem sets by name, handed in by what may import them."""
     parser = argparse.ArgumentParser(prog="eval.contamination", description="Which test questions stand in a training set.")
     parser.add_argument("--train", required=True, nargs="+", help=".jsonl, .jsonl.gz or .parquet files, or hub names")
     parser.add_argument("--task", required=True, help="test sets, separated by commas; names of eval/tasks.py or files")
-    parser.add_argument("--data", default="", help="folder of the data sets; empty: the hub")
+    parser.add_argument(
+        "--data", default=os.environ.get("GRPO_DATA", ""), help="folder of the data sets; empty: $GRPO_DATA, else the hub"
+    )
     parser.add_argument("--out", default="", help="folder of an evaluation: contamination.json is written there for its report")
     given = parser.parse_args(argv)
     try:
         names = [name for name in given.task.split(",") if name]
-        tests = {short(name): [(row["id"], row["question"]) for row in load(name, given.data)] for name in names}
-        found = contamination(itertools.chain.from_iterable(map(training_texts, given.train)), tests)
+        tests = {short(name): [(row["id"], row["question"]) for row in load(name, given.data, sources)] for name in names}
+        found = contamination((text for name in given.train for text in training_texts(name, sources)), tests)
     except ValueError as error:
         print(f"eval.contamination: {error}", file=sys.stderr)
         return 2
