@@ -118,7 +118,7 @@ class _Grams:
         counts: np.ndarray
         self.hashes, counts = np.unique(np.concatenate(list(own.values())), return_counts=True)  # sorted, each once
         self.of: dict[int, np.ndarray] = {}  # question -> its n-grams, as places there
-        self.of.update((q, np.searchsorted(self.hashes, hashes)) for q, hashes in own.items())
+        self.of.update((q, np.asarray(np.searchsorted(self.hashes, hashes))) for q, hashes in own.items())
         self.first: np.ndarray = np.full(len(self.hashes), -1)  # the first training row with it
         bits = max(10, (16 * len(self.hashes)).bit_length())
         self.shift = np.uint64(64 - bits)
