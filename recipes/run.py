@@ -1,6 +1,7 @@
 """The one door: `python -m recipes.run recipes/X.toml key.sub=value ... [--dry-run] [--resume] [--only rollout] [--replay FILE]`.
 
-Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason.
+Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason. Launched on
+several ranks (`accelerate launch`, recipes/accelerate/), rank 0 does all of this and the others follow it (rl/ranks.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
 from rl.learn import Learner
 from rl.policy import load_tokenizer
+from rl.ranks import rank
 from rl.records import Group
 from rl.report import Journal
 from rl.report_html import write_report
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=["rollout"], help="sample and score, write groups.jsonl, learn nothing")
     parser.add_argument("--replay", metavar="FILE", help="learn from a groups.jsonl instead of sampling")
     args = parser.parse_intermixed_args(argv)
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
         if args.only and (args.replay or args.resume):
             raise ValueError("--only rollout makes groups.jsonl from the start: it goes with neither --replay nor --resume")
@@ -75,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_why(code: int, reason: object) -> int:
-    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # what is wrong on a host all its ranks find
+        print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
     return code
 
 
@@ -118,7 +123,7 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
     folder = run_folder(config)
     where = sandbox(config) if groups is None else None
     # First of all, so that an unknown reward is said before anything is loaded; groups of a file have their scores.
-    scoring: AbstractContextManager[Scorer | None] = make_scorer(config) if groups is None else nullcontext()
+    scoring: AbstractContextManager[Scorer | None] = make_scorer(config) if groups is None and not rank() else nullcontext()
     with scoring as scorer:
         check_folder(folder, config, resume)
         tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
@@ -131,12 +136,16 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
         took, device = time.time() - started, engine.learner.acc.device
         print(f"model, learner and sampler ready after {took:.0f} s on {device}", flush=True)
         try:
+            if rank():
+                engine.learner.ranks.follow()
+                return 0
             if only == "rollout":
                 return only_rollout(config, folder, task, engine, scorer)
             return climb(config, folder, task, tokenizer, engine, scorer, started, resume, groups)
         finally:
             if engine.sampler is not None:
                 engine.sampler.close()
+            engine.learner.ranks.end()
             engine.learner.acc.end_training()  # trackers write out what they hold; ends torch.distributed too: after the engine
 
 
@@ -250,7 +259,7 @@ def only_rollout(config: Config, folder: Path, task: Task, engine: Engine, score
 def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
     """The policy as transformers saves it, in the precision it was evaluated in."""
     dtype = torch.bfloat16 if learner.acc.device.type == "cuda" else torch.float32
-    weights = {n: w.to(dtype) for n, w in learner.policy.model.state_dict().items()}
+    weights = {n: w.cpu() for n, w in learner.fetch(list(learner.policy.model.state_dict()), dtype)}
     with checkpoint.whole(folder) as temporary:
         learner.policy.model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)

@@ -103,23 +103,30 @@ class Engine:
 def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sampling: bool, learning: bool) -> Engine:
     """Load model, learner and sampler, and check them against the prompts and each other before any token is spent."""
     trust = config.model.trust_remote_code
+    acc = accelerator(config, folder)  # before the model: of several ranks that shard it, one reads it
+    if acc.num_processes > 1 and sampling and config.rollout.sampler == "vllm" and config.rollout.placement == "colocated":
+        raise ValueError(
+            f"rollout.placement = 'colocated' on {acc.num_processes} ranks: vLLM cannot start in a process that belongs to several "
+            "learners; set rollout.placement=processes"
+        )
     model = load_model(config.model.path, dtype=torch.float32, trust_remote_code=trust)
     context = config.prompt.max_tokens + budget(config)
     limit = getattr(model.config, "max_position_embeddings", context)
     check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
-    acc = accelerator(config, folder)  # trackers make files: only for a run whose input is right
-    sampler = make_sampler(config, tokenizer, acc.device, min(context, limit), model) if sampling else None
-    policy = Policy(model).to(acc.device)
-    with torch.autocast(acc.device.type, torch.bfloat16, enabled=acc.device.type == "cuda"):
-        check_head(policy, _probe(task.train[0]).to(acc.device))
+    acc.init_trackers(config.name)  # they make files: only for a run whose input is right
+    leading = acc.is_main_process  # the only one that samples
+    sampler = make_sampler(config, tokenizer, acc.device, min(context, limit), model) if sampling and leading else None
     reference = None
     if config.algorithm.kl and learning:
         dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
         reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
-    learner = Learner(config, policy, reference, acc)
+    learner = Learner(config, Policy(model), reference, acc)
+    with acc.autocast():
+        check_head(learner.policy, _probe(task.train[0]).to(acc.device))
+    learner.begin()
     engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, canaries(task.train))
     if sampler is not None:
-        prove(policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
+        prove(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
     return engine
 
 

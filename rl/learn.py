@@ -33,7 +33,7 @@ Advantages = Sequence[Sequence[float | None]]
 
 
 def accelerator(config: Config, folder: Path) -> Accelerator:
-    """bf16 compute on a GPU, fp32 on a CPU; trackers write below `folder`."""
+    """bf16 compute on a GPU, fp32 on a CPU; trackers, once `init_trackers` starts them, write below `folder`."""
     cuda = torch.cuda.is_available()
     fsdp = ranks.plugin(cuda)
     acc = Accelerator(
@@ -45,7 +45,6 @@ def accelerator(config: Config, folder: Path) -> Accelerator:
     )
     if fsdp and not cuda:
         ranks.shard_on_cpu(acc, fsdp)
-    acc.init_trackers(config.name)
     return acc
 
 
