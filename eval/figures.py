@@ -45,12 +45,12 @@ def figures(answered: Sequence[Answered]) -> dict[str, Any]:
         **{verdict: _accuracies(answered, right[verdict], verdict) for verdict in VERDICTS},
         "no_verdict": sum(s.lenient is None for s in drawn) / len(drawn),
         "no_answer": sum(not s.answer for s in drawn) / len(drawn),
-        "truncated": _estimate([sum(s.truncated for s in a.samples) / k for a in answered]),
+        "truncated": estimate([sum(s.truncated for s in a.samples) / k for a in answered]),
         "tokens": asdict(bootstrap(tokens_P)) | {"se": standard_error(tokens_P)},
         "tokens_total": sum(s.tokens for s in drawn),
         "prompt_tokens": sum(a.prompt_tokens for a in answered) / len(answered),
         "by": _by(answered, right),
-        "spread": _spread(answered, right["lenient"]),
+        "spread": spread(answered, right["lenient"]),
     }
 
 
@@ -110,23 +110,23 @@ def powers(k: int) -> list[int]:
     return [*(2**i for i in range(k.bit_length()) if 2**i < k), k]
 
 
-def _estimate(values_P: Sequence[float]) -> dict[str, Any]:
+def estimate(values_P: Sequence[float]) -> dict[str, Any]:
     found = asdict(mean_of_questions(np.clip(values_P, 0.0, 1.0)))
     return {"value": found.pop("value"), "se": standard_error(values_P), **found}
 
 
 def _accuracies(answered: Sequence[Answered], right: np.ndarray, verdict: Verdict) -> dict[str, Any]:
     k = right.shape[1]
-    found = {f"mean@{k}": _estimate(right.mean(axis=1).tolist())}
+    found = {f"mean@{k}": estimate(right.mean(axis=1).tolist())}
     if k == 1:
         return found
     for j in powers(k)[1:]:
-        found[f"pass@{j}"] = _estimate([pass_at_k(k, int(c), j) for c in right.sum(axis=1)])
+        found[f"pass@{j}"] = estimate([pass_at_k(k, int(c), j) for c in right.sum(axis=1)])
     if verdict == "lenient":  # a vote counts the answers that lenient extraction found
         ballots = [votes(a.samples) for a in answered]
         for j in powers(k)[1:]:
             won = [maj_at_k(b, row, j) for b, row in zip(ballots, right.tolist(), strict=True)]
-            found[f"maj@{j}"] = _estimate(won)
+            found[f"maj@{j}"] = estimate(won)
     return found
 
 
@@ -142,14 +142,14 @@ def members(answered: Sequence[Answered]) -> dict[str, dict[str, list[int]]]:
 def _by(answered: Sequence[Answered], right: Mapping[Verdict, np.ndarray]) -> dict[str, Any]:
     return {
         column: {
-            group: {"questions": len(rows)} | {v: _estimate(right[v][rows].mean(axis=1).tolist()) for v in VERDICTS}
+            group: {"questions": len(rows)} | {v: estimate(right[v][rows].mean(axis=1).tolist()) for v in VERDICTS}
             for group, rows in groups.items()
         }
         for column, groups in members(answered).items()
     }
 
 
-def _spread(answered: Sequence[Answered], right: np.ndarray) -> dict[str, Any]:
+def spread(answered: Sequence[Answered], right: np.ndarray) -> dict[str, Any]:
     """The largest gap of every column, and the standard deviation of the groups' means around their mean."""
     found: dict[str, Any] = {}
     for column, groups in members(answered).items():

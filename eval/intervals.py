@@ -6,8 +6,8 @@ input gives the same output. What is done:
 2. `ratio_of_means`: Fieller (1954): the ratios that a paired t-test does not reject. It is unbounded where the denominator may
    be 0, which a bootstrap would hide.
 3. `largest_gap`: the two groups that lie furthest apart were picked because they do, so their interval is one that holds for
-   all pairs at once: the 95 % quantile of the largest |difference| / SE over all pairs of independent normals (Tukey's range,
-   by simulation, for unequal groups).
+   all pairs at once: the 95 % quantile of the largest |difference| / SE over all pairs of normals with the groups' covariance
+   (Tukey's range by simulation, for unequal groups that are independent, or the same questions answered several times).
 """
 
 from __future__ import annotations
@@ -102,10 +102,11 @@ def ratio_of_means(above_P: ArrayLike, below_P: ArrayLike) -> Estimate:
     return Estimate(a / b, (second - math.sqrt(root)) / first, (second + math.sqrt(root)) / first, n)
 
 
-def largest_gap(groups: Mapping[str, ArrayLike], *, draws: int = 10_000, seed: int = SEED) -> Gap:
-    """Between the highest and the lowest mean of values in [0, 1]; groups are taken as independent. Two groups at least.
+def largest_gap(groups: Mapping[str, ArrayLike], *, paired: bool = False, draws: int = 10_000, seed: int = SEED) -> Gap:
+    """Between the highest and the lowest mean of values in [0, 1], one a question; ties go to the name that sorts first.
 
-    Ties go to the name that sorts first. The standard error of a group is its interval's width, so one that agrees has one too.
+    Groups are independent, or, with `paired`, the same questions in the same order. Two groups at least, else ValueError. The
+    standard error of a group is its interval's width, so one that agrees has one too.
     """
     if len(groups) < 2:
         raise ValueError(f"got {len(groups)} group(s): a gap needs two or more")
@@ -113,14 +114,26 @@ def largest_gap(groups: Mapping[str, ArrayLike], *, draws: int = 10_000, seed: i
     estimates = [mean_of_questions(groups[name]) for name in names]
     value = np.array([e.value for e in estimates])
     error = np.array([(e.high - e.low) / (2 * NORMAL.inv_cdf(UPPER)) for e in estimates])
-    top, bottom = int(np.argmax(value)), int(np.argmin(value))
-    top, bottom = (1, 0) if top == bottom else (top, bottom)
-    drawn = np.random.default_rng(seed).standard_normal((draws, len(names))) * error
+    alike = _correlation(np.array([groups[name] for name in names], dtype=np.float64)) if paired else np.eye(len(names))
+    square, both = error**2, alike * np.outer(error, error)
+    apart = np.sqrt(np.maximum(square[:, None] + square[None] - 2 * both, 1e-12))  # SE of each difference
+    root = np.linalg.cholesky(alike + 1e-9 * np.eye(len(names))) if paired else alike
+    drawn = np.random.default_rng(seed).standard_normal((draws, len(names))) @ root.T * error
     largest = np.zeros(draws)
     for i in range(len(names) - 1):
-        apart = np.abs(drawn[:, i : i + 1] - drawn[:, i + 1 :]) / np.hypot(error[i], error[i + 1 :])
-        largest = np.maximum(largest, apart.max(axis=1))
-    gap, of_pair = float(value[top] - value[bottom]), float(np.hypot(error[top], error[bottom]))
+        largest = np.maximum(largest, (np.abs(drawn[:, i : i + 1] - drawn[:, i + 1 :]) / apart[i, i + 1 :]).max(axis=1))
+    top, bottom = int(np.argmax(value)), int(np.argmin(value))
+    top, bottom = (1, 0) if top == bottom else (top, bottom)
+    gap, of_pair = float(value[top] - value[bottom]), float(apart[top, bottom])
     half = float(np.quantile(largest, 2 * UPPER - 1)) * of_pair
     p = (1 + int(np.count_nonzero(largest >= gap / of_pair))) / (1 + draws)
     return Gap(names[top], names[bottom], gap, max(0.0, gap - half), min(1.0, gap + half), p, len(names))
+
+
+def _correlation(values_FP: np.ndarray) -> np.ndarray:
+    """Of the rows over questions; a row without spread goes with none. Shrunk a little, so that equal rows still differ."""
+    centred = values_FP - values_FP.mean(axis=1, keepdims=True)
+    size = np.sqrt((centred**2).sum(axis=1))
+    scaled = centred / np.where(size > 0, size, 1.0)[:, None]
+    off = 1 - 1 / (1 + values_FP.shape[1])
+    return np.where(np.eye(len(values_FP), dtype=bool), 1.0, off * (scaled @ scaled.T))

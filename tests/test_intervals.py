@@ -94,3 +94,27 @@ def test_picking_the_largest_of_equal_groups_is_no_discovery() -> None:
     assert np.mean([g.low > 0 for g in found]) <= 0.07
     assert np.mean([g.p <= 0.05 for g in found]) <= 0.07
     assert np.mean([g.value > 1.96 * math.sqrt(2 * 0.24 / 100) for g in found]) > 0.8
+
+
+def test_largest_gap_of_the_same_questions() -> None:
+    """Three models on the same questions: what they share does not blur the gap; the plain reading would be twice as wide."""
+    chance = np.random.default_rng(7)
+    hard = chance.random(400)
+    models = {
+        name: (hard + chance.normal(0, 0.1, 400) < level).astype(float) for name, level in (("a", 0.5), ("b", 0.5), ("c", 0.56))
+    }
+    together, apart = largest_gap(models, paired=True), largest_gap(models)
+    assert together.value == apart.value > 0.03
+    assert together.high - together.value < 0.7 * (apart.high - apart.value)
+    assert together.p < 0.05 < apart.p
+    same = largest_gap(dict.fromkeys("xyz", models["a"]), paired=True)
+    assert (same.value, same.low) == (0, 0)
+    assert same.p == pytest.approx(1)
+
+
+def test_largest_gap_of_two_models_is_the_paired_interval() -> None:
+    chance = np.random.default_rng(8)
+    a = (chance.random(500) < 0.5).astype(float)
+    b = np.where(chance.random(500) < 0.8, a, chance.random(500) < 0.6).astype(float)
+    got, error = largest_gap({"a": a, "b": b}, paired=True), (b - a).std(ddof=1) / 500**0.5
+    assert got.high - got.value == pytest.approx(1.96 * error, rel=0.06)
