@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONPATH := $(CURDIR)
 
 # Settings come from the command line; a MODEL or OUT that happens to stand in the environment is another program's.
-$(foreach name,RECIPE MODEL OUT SEED ARGS,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
+$(foreach name,RECIPE MODEL OUT SEED ARGS PROCESSES ACCELERATE LAUNCH,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 
 VENV := .venv
 RECIPE := $(or $(RECIPE),recipes/zero_nano.toml)
@@ -20,6 +20,10 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready-$(SETTING)
 endif
 
+# On several processes: PROCESSES=8, sharded over this host's GPUs; ACCELERATE names another file of recipes/accelerate/.
+RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
+	recipes/accelerate/fsdp2.yaml,recipes/accelerate/cpu.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
+
 .PHONY: help setup r1-zero report test check format pins clean
 
 help:  ## this list
@@ -29,8 +33,8 @@ help:  ## this list
 
 setup: $(READY)  ## make .venv with the exact pins of requirements/ (on a GPU machine: gpu.txt, else cpu.txt)
 
-r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= MODEL= OUT= SEED= ARGS="key.sub=value ..."]
-	@$(PY) -m recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
+r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= MODEL= OUT= SEED= PROCESSES= ARGS="key.sub=value ..."]
+	@$(RUN) recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
 
 report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
 	@[ -d "$(OUT)" ] || { echo "make report: no run folder '$(OUT)'; say which: OUT=runs/NAME" >&2; exit 2; }

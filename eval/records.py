@@ -95,7 +95,7 @@ class Settings(_Record):
     rows: int
     data_hash: str  # sha256 over the rows
     template: str
-    template_hash: str  # sha256 over the rendered prompts
+    template_hash: str  # sha256 over the template as it is rendered around {question}
     model: str  # folder or hub name as it was given; the completions' file when re-grading
     model_hash: str  # sha256 over its safetensors' bytes; over the completions' file when re-grading
     grader: str
@@ -110,6 +110,7 @@ class Settings(_Record):
     dtype: str
     date: str  # UTC day on which the evaluation was started
     commit: str  # of this repository; "" outside a git checkout
+    top_p: float = 1.0
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only some tasks have: {"prompts_cut": 12, "shots": 5}
 
 

@@ -46,12 +46,15 @@ class Task:
     groups: tuple[str, ...] = ()  # columns
     tolerance: float = 0.0  # relative, of numbers
     shots: int = 0
+    until: tuple[str, ...] = ()  # an answer ends before the first of these
+    marked: str = ""  # strict extraction reads what follows this; "": the content of <answer> </answer>
 
 
 TASKS: dict[str, Task] = {
     "gsm8k": Task("gsm8k", "gsm8k/test.jsonl", ("openai/gsm8k", "main", "test"), groups=("steps",)),
     "gsm8k_8shot": Task(
-        "gsm8k", "gsm8k/test.jsonl", ("openai/gsm8k", "main", "test"), 256, "plain", groups=("steps",), shots=SHOTS_8
+        "gsm8k", "gsm8k/test.jsonl", ("openai/gsm8k", "main", "test"), 256, "plain", groups=("steps",), shots=SHOTS_8,
+        until=("Question:",), marked="####",
     ),
     "math500": Task("math", "math500/test.jsonl", ("HuggingFaceH4/MATH-500", None, "test"), 2048, groups=("subject", "level")),
     "math": Task(
