@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONPATH := $(CURDIR)
 
 # Settings come from the command line; a MODEL or OUT that happens to stand in the environment is another program's.
-$(foreach name,RECIPE MODEL OUT SEED ARGS PROCESSES ACCELERATE LAUNCH,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
+$(foreach name,RECIPE MODEL OUT SEED ARGS TASKS K PROCESSES ACCELERATE LAUNCH,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 
 VENV := .venv
 RECIPE := $(or $(RECIPE),recipes/zero_nano.toml)
@@ -24,7 +24,7 @@ endif
 RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
 	recipes/accelerate/fsdp2.yaml,recipes/accelerate/cpu.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
 
-.PHONY: help setup r1-zero report test check format pins clean
+.PHONY: help setup r1-zero eval report test check format pins clean
 
 help:  ## this list
 	@echo "make TARGET [NAME=value ...]"
@@ -35,6 +35,9 @@ setup: $(READY)  ## make .venv with the exact pins of requirements/ (on a GPU ma
 
 r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= MODEL= OUT= SEED= PROCESSES= ARGS="key.sub=value ..."]
 	@$(RUN) recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
+
+eval: $(READY)  ## evaluate a model: MODEL=... TASKS=gsm8k,mmlu,... [K= OUT= SEED= ARGS="--data DIR --temperature 0.6"]
+	@$(PY) -m recipes.evaluate --model "$(MODEL)" --tasks "$(TASKS)" $(if $(K),--k $(K)) $(if $(OUT),--out $(OUT)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
 	@[ -d "$(OUT)" ] || { echo "make report: no run folder '$(OUT)'; say which: OUT=runs/NAME" >&2; exit 2; }
