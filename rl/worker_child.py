@@ -79,9 +79,7 @@ def build(spec: dict[str, Any]) -> Any:
     if spec["sampler"] == "transformers":
         from rl.sampler import TransformersSampler
 
-        return TransformersSampler(
-            spec["path"], tokenizer, device=device, trust_remote_code=spec["trust_remote_code"]
-        ), tokenizer
+        return TransformersSampler(spec["path"], tokenizer, device=device, trust_remote_code=spec["trust_remote_code"])
     from rl.sampler_vllm import VllmSampler
 
     return VllmSampler(
