@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rl.config import Config
-from rl.places import ProcessPlace, RayPlace
+from rl.places import ProcessPlace, RayPlace, start_ray
 from rl.policy import resolve
 from rl.remote import Placement, Remote
 from rl.sampler import Sampler, TransformersSampler
@@ -37,6 +37,8 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
     """`rollout.workers` workers where `rollout.placement` says. Raises ValueError when one does not start."""
     r = config.rollout
     resolve(config.model.path)  # said once, not by every worker
+    if r.placement == "ray":
+        start_ray()
     cards = devices(config, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = window_size([p.numel() for p in model.parameters()], dtype)

@@ -57,14 +57,13 @@ class ProcessPlace:
 
 
 class RayPlace:
-    """A Ray actor in a placement group of its own: `gpus` GPUs (as many as its engine's tensor-parallel size) on one node, or CPUs."""
+    """(`start_ray` comes first.) A Ray actor in a placement group of its own: `gpus` GPUs (as many as its engine's tensor-parallel size) on one node, or CPUs."""
 
     def __init__(self, environment: Mapping[str, str], gpus: int, cpus: int = 1, module: str = "rl.worker_child") -> None:
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        start_ray()
         bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self.group = placement_group([bundle], strategy="STRICT_PACK")
         if not self.group.wait(CONNECT_S):
