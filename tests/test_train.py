@@ -15,10 +15,10 @@ from recipes import run as door
 from rl import checkpoint, train
 from rl import config as configs
 from rl.data import Order
+from rl.feed import sampling
 from rl.learn import Learner
 from rl.records import Sampling
 from rl.sampler import TransformersSampler
-from rl.train import sampling
 from tests.tiny_run import timeless, write_recipe
 
 
@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
 
     def save(*args, **options):
         if moment.startswith("while") and args[2].step == 6:
-            monkeypatch.setattr(checkpoint, "_moments", lambda learner: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         path = real_save(*args, **options)
         if moment.startswith("after"):
             raise KeyboardInterrupt
