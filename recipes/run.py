@@ -34,7 +34,7 @@ from rl import checkpoint, data, metrics
 from rl import config as configs
 from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
-from rl.learn import Learner
+from rl.learn import Learner, state_of
 from rl.policy import load_tokenizer
 from rl.ranks import rank
 from rl.records import Group
@@ -259,7 +259,7 @@ def only_rollout(config: Config, folder: Path, task: Task, engine: Engine, score
 def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
     """The policy as transformers saves it, in the precision it was evaluated in."""
     dtype = torch.bfloat16 if learner.acc.device.type == "cuda" else torch.float32
-    weights = {n: w.cpu() for n, w in learner.fetch(list(learner.policy.model.state_dict()), dtype)}
+    weights = {n: w.cpu() for n, w in learner.fetch(list(state_of(learner.policy.model)), dtype)}
     with checkpoint.whole(folder) as temporary:
         learner.policy.model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rl import ranks
-from rl.learn import Learner
+from rl.learn import Learner, state_of
 
 PART = re.compile(r"(\w+)(?:-(\d{5})-of-(\d{5}))?\.safetensors")
 
@@ -175,21 +175,15 @@ class _Source:
 def _kinds(learner: Learner) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds of a learner: trained weights and buffers, the optimiser's tensors, the reference model."""
     model = ranks.at_rest(learner.policy).model
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    state = learner.optimizer.state
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}  # as model.path has them
+    moments = {n: learner.optimizer.state.get(p, {}) for n, p in model.named_parameters()}
     kinds = {
-        "model": {n: p.detach() for n, p in trained.items()} | _buffers(model),
-        "optimizer": {f"{m}/{n}": t.detach() for n, p in trained.items() for m, t in state.get(p, {}).items()},
+        "model": {n: t for n, t in state_of(model).items() if n not in frozen},
+        "optimizer": {f"{moment}/{n}": t.detach() for n, of in moments.items() for moment, t in of.items()},
     }
     if learner.reference is not None:
-        model = ranks.at_rest(learner.reference).model
-        kinds["reference"] = {n: p.detach() for n, p in model.named_parameters()} | _buffers(model)
+        kinds["reference"] = state_of(ranks.at_rest(learner.reference).model)
     return kinds
-
-
-def _buffers(model: Any) -> dict[str, Tensor]:
-    parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
-    return {n: b for n, b in model.state_dict().items() if n not in parameters}
 
 
 def _files(names: Iterable[str], kind: str) -> list[str]:

@@ -221,6 +221,12 @@ class Learner:
         self._logprobs(self.policy, rows[0].to(self.acc.device))
 
 
+def state_of(model: Any) -> dict[str, Tensor]:
+    """A model's state_dict with tied weights once."""
+    twice = {n for n, _ in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
+    return {n: t for n, t in model.state_dict().items() if n not in twice}
+
+
 def _no_row() -> Row:
     """A row without weight: one pass through the model that adds nothing."""
     group = Group(Prompt("", (0,), {}), (Completion((0,), (0.0,), "stop", "", 0),))
