@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rl.config import Config
-from rl.places import ProcessPlace, RayPlace, start_ray
+from rl.places import ProcessPlace, RayPlace, address, start_ray
 from rl.policy import resolve
 from rl.remote import Placement, Remote
 from rl.sampler import Sampler, TransformersSampler
@@ -45,7 +45,7 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
 
     def window(workers: int) -> Window:
         if r.placement == "ray" or (cards and card_of(device) not in cards):
-            return GroupWindow(size, device, workers, r.timeout_s)
+            return GroupWindow(size, device, workers, r.timeout_s, address() if r.placement == "ray" else "127.0.0.1")
         return IpcWindow(size, device) if device.type == "cuda" else SharedWindow(size)
 
     def start(slot: int, attempt: int) -> Remote:

@@ -15,6 +15,7 @@ from typing import Any
 from rl.records import Completion
 
 HEADER = struct.Struct("<II")  # bytes of the JSON, bytes of the payload
+FINISHES = ("stop", "length", "loop")
 LARGEST = 1 << 30  # of either; what claims more is not ours
 
 
@@ -106,3 +107,8 @@ def check(completions: Sequence[Completion], n: int, vocabulary: int, max_tokens
             raise Broken(f"token ids outside the vocabulary of {vocabulary}")
         if not all(-1e4 < lp <= 1e-3 for lp in c.logprobs):  # nan fails too
             raise Broken("log-probs that are no log-probs (nan, infinite or positive)")
+        if c.finish not in FINISHES:
+            raise Broken(f"a completion that ended with {c.finish!r}")
+        marks = [i for i, _ in c.switches]
+        if marks != sorted(set(marks)) or any(not 0 < i < c.tokens for i in marks):
+            raise Broken(f"new weights at tokens {marks} of {c.tokens}")

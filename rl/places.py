@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,23 +42,34 @@ class ProcessPlace:
             )
 
     def why(self) -> str:
-        try:
-            code = self.popen.wait(ENDS_S)
-        except subprocess.TimeoutExpired:
-            return ""
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        end = time.monotonic() + ENDS_S
+        while time.monotonic() < end:
+            # Not reaped yet: its number must stay its own until `kill` has ended what it started.
+            with contextlib.suppress(ChildProcessError):
+                if ended := os.waitid(os.P_PID, self.popen.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                    killed = ended.si_code != os.CLD_EXITED
+                    return (
+                        f"killed by {signal.Signals(ended.si_status).name}"
+                        if killed
+                        else f"ended with exit status {ended.si_status}"
+                    )
+            time.sleep(0.02)
+        return ""
 
     def kill(self) -> None:
-        if self.popen.poll() is None:
+        if self.popen.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(ENDS_S)
-        self.link.close()
+        _close(self.link)
 
 
 class RayPlace:
-    """(`start_ray` comes first.) A Ray actor in a placement group of its own: `gpus` GPUs (as many as its engine's tensor-parallel size) on one node, or CPUs."""
+    """A Ray actor in a placement group of its own: `gpus` GPUs (as many as its engine's tensor-parallel size) on one node, or CPUs.
+
+    `start_ray` comes first. Raises ValueError.
+    """
 
     def __init__(self, environment: Mapping[str, str], gpus: int, cpus: int = 1, module: str = "rl.worker_child") -> None:
         import ray
@@ -67,6 +79,7 @@ class RayPlace:
         bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         self.group = placement_group([bundle], strategy="STRICT_PACK")
         if not self.group.wait(CONNECT_S):
+            self._end()
             raise ValueError(
                 f"Ray has no node with {bundle} free after {CONNECT_S:.0f} s: lower rollout.workers, or add nodes (`ray status`)"
             )
@@ -93,8 +106,9 @@ class RayPlace:
             link, _ = listener.accept()
             link.settimeout(10)
             said = b""
-            while len(said) < len(token) and (part := link.recv(len(token) - len(said))):
-                said += part
+            with contextlib.suppress(OSError):
+                while len(said) < len(token) and (part := link.recv(len(token) - len(said))):
+                    said += part
             if secrets.compare_digest(said, token.encode()):
                 link.settimeout(None)
                 return link
@@ -111,7 +125,7 @@ class RayPlace:
 
     def kill(self) -> None:
         self._end()
-        self.link.close()
+        _close(self.link)
 
     def _end(self) -> None:
         import ray
@@ -137,6 +151,12 @@ class _Actor:
         importlib.import_module(module).serve(link)
 
 
+def _close(link: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread that reads from it
+    link.close()
+
+
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this host, on loopback and without its dashboard. Raises ValueError."""
     try:
@@ -144,9 +164,14 @@ def start_ray() -> None:
     except ImportError as error:
         raise ValueError(f'rollout.placement = "ray": Ray does not import here ({error}); install the extra `ray`') from None
     if not ray.is_initialized():
-        local = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(
+            ignore_reinit_error=True,
+            log_to_driver=False,
+            logging_level="ERROR",
+            **({} if os.environ.get("RAY_ADDRESS") else local),
+        )
 
 
 def address() -> str:

@@ -2,7 +2,7 @@
 
 Learner and workers go through the same steps whatever the window is made of; a bucket is written only when every worker has taken the one
 before, and each step has a time-out:
-  shared  a file in shared memory (workers on a CPU of this host)
+  shared  memory without a name (workers on a CPU of this host)
   ipc     a piece of the learner's GPU memory opened by the worker (CUDA IPC: the same card, or another card of this host)
   group   broadcast in a process group of learner and workers: NCCL between GPUs, gloo elsewhere (other hosts)
 """
@@ -14,7 +14,6 @@ import math
 import mmap
 import os
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -80,23 +79,20 @@ def window_size(elements: Iterable[int], dtype: torch.dtype) -> int:
 
 
 class SharedWindow:
-    """A file in /dev/shm, without a name as soon as every process has it open (it vanishes with the last one)."""
+    """Memory without a name, which workers open through /proc: it goes with the last process that holds it, however that ends."""
 
     def __init__(self, size: int) -> None:
-        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        handle, self.path = tempfile.mkstemp(prefix="grpo-weights-", dir=folder)
+        self.file: int | None = os.memfd_create("grpo-weights")
         try:
-            os.posix_fallocate(handle, 0, size)  # a full /dev/shm says so here, not as a bus error later
-            self.map = mmap.mmap(handle, size)
+            os.posix_fallocate(self.file, 0, size)  # too little memory says so here, not as a bus error later
+            self.map = mmap.mmap(self.file, size)
         except OSError as error:
-            os.unlink(self.path)
+            self.close()
             raise ValueError(f"{size / 2**20:.0f} MiB of shared memory for weights cannot be had: {error}") from None
-        finally:
-            os.close(handle)
         self.bytes_ = torch.frombuffer(self.map, dtype=torch.uint8)
 
     def opened(self, worker: int) -> dict[str, Any]:
-        return {"kind": "shared", "path": self.path, "size": self.bytes_.numel()}
+        return {"kind": "shared", "path": f"/proc/{os.getpid()}/fd/{self.file}", "size": self.bytes_.numel()}
 
     def join(self) -> None:
         pass
@@ -105,8 +101,9 @@ class SharedWindow:
         pass
 
     def close(self) -> None:
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+        if self.file is not None:
+            os.close(self.file)
+        self.file = None
 
 
 class IpcWindow:

@@ -143,7 +143,7 @@ class Server:
     def handle(self, message: Any) -> None:
         header, _ = message
         if header["op"] == "more":  # prompts in answer to a finished group
-            self.more[header["of"]].append(header["prompts"])
+            self.more.get(header["of"], []).append(header["prompts"])
             return
         try:
             answer = getattr(self, f"do_{header['op']}")(header)
@@ -209,6 +209,9 @@ class Server:
         while True:
             message = self.inbox.get()
             header = message[0]
+            if header["op"] == "window":
+                self.handle(message)
+                continue
             if header["op"] != "bucket":  # nothing else may be done under half of the new weights
                 self.later.append(message)
                 continue

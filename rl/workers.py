@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol
 
 from rl import transfer
@@ -27,13 +28,16 @@ class PoolStopped(Stopped):
 
 
 class Start(Protocol):
-    """Starts worker number `slot` and returns when its engine is ready. Raises WorkerLost, ValueError."""
+    """Starts worker number `slot`, which need not be ready yet. Raises WorkerLost, ValueError."""
 
     def __call__(self, slot: int, attempt: int) -> Remote: ...
 
 
 class Pool:
-    """`count` workers. `window(workers)` makes what weights travel through (transfer.py); `vocabulary` is the learner's."""
+    """`count` workers. `window(workers)` makes what weights travel through (transfer.py); `vocabulary` is the learner's.
+
+    One thread may generate while another loads and proves weights.
+    """
 
     last = "none was lost"
 
@@ -44,62 +48,83 @@ class Pool:
         self.make_window, self.members = window, list[Remote]()
         self.window: transfer.Window | None = None
         self.counts: dict[str, float] = {}
-        self.lock = threading.Lock()
+        self.restarts, self.closed = 0, False
+        self.lock = threading.RLock()  # of everything above and below
+        # A worker dies with the thread that started it (worker_child.die_with): these threads live as long as the pool.
         self.threads = ThreadPoolExecutor(4 * count + 4, thread_name_prefix="workers")
-        self.coming: dict[int, Future[Remote]] = {}  # by slot, in place of one that was lost
-        self.restarts = 0
-        starting = [self.threads.submit(start, slot, 0) for slot in range(count)]
-        self.active: dict[int, Remote] = {}
-        failed: list[Exception] = []
-        for slot, future in enumerate(starting):
-            try:
-                self.active[slot] = future.result()
-            except (WorkerLost, ValueError) as error:
-                failed.append(error)
+        self.begun: list[Remote] = []  # every worker whose process may live
+        self.coming = {slot: self.threads.submit(self._start, slot, 0) for slot in range(count)}  # until they are ready
+        self.joining: dict[int, Remote] = {}  # by slot: ready, but without the learner's weights
+        self.active: dict[int, Remote] = {}  # by slot
         try:
-            if failed:
-                raise ValueError(f"{len(failed)} of {count} rollout workers did not start: {failed[0]}")
-            for worker in self.active.values():
-                self._same_vocabulary(worker)
-        except ValueError:
+            self._first(count)
+        except BaseException:  # ctrl-C too
             self.close()
             raise
         self.version, self.dtype = 0, self.active[0].dtype
 
-    def _same_vocabulary(self, worker: Remote) -> None:
+    def _first(self, count: int) -> None:
+        failed: list[Exception] = []
+        for slot in range(count):
+            try:
+                self.active[slot] = self.coming.pop(slot).result()
+            except (WorkerLost, ValueError) as error:
+                failed.append(error)
+        if failed:
+            raise ValueError(f"{len(failed)} of {count} rollout workers did not start: {failed[0]}")
+
+    def _start(self, slot: int, attempt: int) -> Remote:
+        worker = self.start(slot, attempt)
+        with self.lock:
+            self.begun = [w for w in self.begun if not w.lost] + [worker]
+            closed = self.closed
+        if closed:
+            worker.close()
+        worker.ready()
         if worker.vocabulary != self.vocabulary:
+            worker.lose("a model of another vocabulary")
             raise ValueError(
                 f"{worker.name} has a model of {worker.vocabulary} tokens, the learner one of {self.vocabulary}: they are different "
                 "models; every worker must see the same files under model.path"
             )
+        return worker
 
     def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
-        call = _Call(self, prompts, sampling, done)
+        call, number = _Call(self, prompts, sampling, done), 0
         while waiting := call.waiting():
-            shares = share([(i, len(call.prompts[i])) for i in waiting], len(self._alive()))
             alive = self._alive()
+            shares = share([(i, len(call.prompts[i])) for i in waiting], len(alive))
             futures = [
-                self.threads.submit(call.sample, worker, part) for worker, part in zip(alive, shares, strict=False) if part
+                self.threads.submit(call.sample, worker, part, number + k)
+                for k, (worker, part) in enumerate(zip(alive, shares, strict=True))
+                if part
             ]
             for future in futures:
                 future.result()
+            number += len(alive)
         return [call.made[i] for i in range(len(call.prompts))]
 
     def load(self, weights: Weights, version: int) -> None:
         self._admit()
-        members = self._alive()
+        with self.lock:
+            members = self._alive() + [self.joining[slot] for slot in sorted(self.joining)]
+        loads = self._post(members, {"op": "load", "version": version})
+        # Who does not even begin hangs in what it did before: lost, like any other.
+        members = list(self._each(loads, "begin to take weights", version, stop=False))
         if members != self.members:
             self._open(members)
         assert self.window is not None
-        loads = self._post(members, {"op": "load", "version": version})
-        self._each(loads, "begin to take weights", version)
         for index, size in transfer.pack(iter(weights), self.window.bytes_):
             self._bucket(members, index, size, version)
         self._bucket(members, [], 0, version)
-        for worker, answer in self._each(loads, "take the last weights", version).items():
+        for worker, answer in self._each({w: loads[w] for w in members}, "take the last weights", version).items():
             worker.version = answer["version"]
             worker.forget(loads[worker])
         self.version = version
+        with self.lock:
+            self._count("workers_new", len(self.joining))
+            self.active |= self.joining
+            self.joining.clear()
 
     def _bucket(self, members: list[Remote], index: transfer.Index, size: int, version: int) -> None:
         assert self.window is not None
@@ -113,6 +138,7 @@ class Pool:
             worker.forget(posts[worker])
 
     def _open(self, members: list[Remote]) -> None:
+        """A window between the learner and these workers, who have begun to take weights."""
         if self.window is not None:
             self.window.close()
         self.window, self.members = self.make_window(len(members)), members
@@ -130,19 +156,18 @@ class Pool:
         """The message's number at each worker; a lost one is left out."""
         posts = {}
         for worker in workers:
-            if not worker.lost:
-                with contextlib.suppress(WorkerLost):
-                    posts[worker] = worker.post(message)
+            with contextlib.suppress(WorkerLost):
+                posts[worker] = worker.post(message)
         return posts
 
-    def _each(self, posts: Mapping[Remote, int], what: str, version: int) -> dict[Remote, dict[str, Any]]:
-        """Everyone's answer. A worker that died is left out from now on; one that is silent or refuses stops the run."""
+    def _each(self, posts: Mapping[Remote, int], what: str, version: int, stop: bool = True) -> dict[Remote, dict[str, Any]]:
+        """Everyone's answer. A worker that died is left out from now on; with `stop`, one that is silent or refuses stops the run."""
         answers = {}
         for worker, me in posts.items():
             try:
                 answers[worker] = worker.wait(me)
             except WorkerLost as error:
-                if not worker.died:
+                if stop and not worker.died:
                     raise PoolStopped(f"weights {version}: a worker did not {what}: {error}") from None
                 self._lose(worker)
         return answers
@@ -159,66 +184,70 @@ class Pool:
     def stats(self) -> dict[str, float]:
         with self.lock:
             counts, self.counts = self.counts, {}
-        return {"workers": float(len(self.active))} | counts
+            return {"workers": float(len(self.active))} | counts
 
     def close(self) -> None:
-        """Ends every worker; nothing of them is left."""
-        for future in self.coming.values():
+        """Ends every worker; nothing of them is left. Calls under way raise PoolStopped."""
+        with self.lock:
+            self.closed = True
+            begun, coming = self.begun, list(self.coming.values())
+        for future in coming:
             future.cancel()
-        for worker in self.active.values():
+        for worker in begun:
             worker.close()
-        for future in self.coming.values():
-            if not future.cancelled():
-                with contextlib.suppress(Exception):  # it did not even start
-                    future.result().close()
         self.threads.shutdown()
         if self.window is not None:
             self.window.close()
 
     def _alive(self) -> list[Remote]:
         """The workers that can be used, by slot. Raises PoolStopped below the minimum."""
-        for worker in [w for w in self.active.values() if w.lost]:
-            self._lose(worker)
-        alive = [self.active[slot] for slot in sorted(self.active)]
-        if len(alive) < self.minimum or not alive:
-            raise PoolStopped(f"{len(alive)} rollout workers are left, rollout.min_workers = {self.minimum}: {self.last}")
-        return alive
+        with self.lock:
+            if self.closed:
+                raise PoolStopped("the rollout workers are closed")
+            for worker in [*self.active.values(), *self.joining.values()]:
+                if worker.lost:
+                    self._lose(worker)
+            if len(self.active) < self.minimum:
+                raise PoolStopped(
+                    f"{len(self.active)} rollout workers are left, rollout.min_workers = {self.minimum}: {self.last}"
+                )
+            return [self.active[slot] for slot in sorted(self.active)]
 
     def _lose(self, worker: Remote) -> None:
         """Count a lost worker, once, and start another in its place."""
         with self.lock:
-            slot = next((s for s, w in self.active.items() if w is worker), None)
-            if slot is None:
+            here = next(((d, s) for d in (self.active, self.joining) for s, w in d.items() if w is worker), None)
+            if here is None or self.closed:
                 return
-            del self.active[slot]
+            workers, slot = here
+            del workers[slot]
             self.last = f"{worker.name}: {worker.lost}"
             print(f"rollout worker lost: {self.last}; a new one is being started", flush=True)
-            self._count_locked("workers_lost", 1)
-            self.restarts += 1
-            if self.restarts <= RESTARTS:
-                self.coming[slot] = self.threads.submit(self.start, slot, self.restarts)
+            self._count("workers_lost", 1)
+            self._restart(slot)
+
+    def _restart(self, slot: int) -> None:
+        self.restarts += 1
+        if self.restarts <= RESTARTS:
+            self.coming[slot] = self.threads.submit(self._start, slot, self.restarts)
 
     def _admit(self) -> None:
-        """Workers that have come up take part from these weights on."""
-        for slot, future in list(self.coming.items()):
-            if not future.done():
-                continue
-            del self.coming[slot]
-            try:
-                worker = future.result()
-                self._same_vocabulary(worker)
-            except (WorkerLost, ValueError) as error:
-                print(f"a rollout worker did not come up again: {error}", flush=True)
-                continue
-            self.active[slot] = worker
-            self._count("workers_new", 1)
+        """Workers that have come up take part from the next weights on."""
+        with self.lock:
+            for slot, future in list(self.coming.items()):
+                if not future.done():
+                    continue
+                del self.coming[slot]
+                try:
+                    self.joining[slot] = future.result()
+                except (WorkerLost, ValueError) as error:
+                    print(f"a rollout worker did not come up again: {error}", flush=True)
+                    self._restart(slot)
 
     def _count(self, what: str, number: float) -> None:
         with self.lock:
-            self._count_locked(what, number)
-
-    def _count_locked(self, what: str, number: float) -> None:
-        self.counts[what] = self.counts.get(what, 0.0) + number
+            if number:
+                self.counts[what] = self.counts.get(what, 0.0) + number
 
 
 class _Call:
@@ -232,9 +261,9 @@ class _Call:
     def waiting(self) -> list[int]:
         return [i for i in range(len(self.prompts)) if i not in self.made]
 
-    def sample(self, worker: Remote, part: Sequence[int]) -> None:
-        """Some of the prompts on one worker; what is lost with the worker waits again."""
-        mine = list(part)
+    def sample(self, worker: Remote, part: Sequence[int], number: int) -> None:
+        """Share `number` of the prompts on one worker; what is lost with the worker waits again."""
+        mine, sampling = list(part), of_share(self.sampling, number)
 
         def done(index: int, completions: Sequence[Completion]) -> Prompts:
             with self.lock:  # one call at a time, as the protocol says
@@ -246,11 +275,17 @@ class _Call:
                 return more
 
         try:
-            worker.generate([self.prompts[i] for i in mine], self.sampling, done)
+            worker.generate([self.prompts[i] for i in mine], sampling, done)
         except WorkerLost:
             lost = [i for i in mine if i not in self.made]
             self.pool._lose(worker)
             self.pool._count("groups_lost", len(lost))
+
+
+def of_share(sampling: Sampling, number: int) -> Sampling:
+    """Each share draws numbers of its own (with the same ones, samples of different prompts would be alike); the first draws those
+    that a single sampler would."""
+    return replace(sampling, seed=sampling.seed + (number << 40))
 
 
 def share(items: Sequence[tuple[int, int]], count: int) -> list[list[int]]:
