@@ -42,7 +42,7 @@ def receive(source: socket.socket) -> tuple[dict[str, Any], bytes] | None:
         return None
     try:
         header = json.loads(body[:length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Broken(f"not a frame: {error}") from None
     if not isinstance(header, dict):
         raise Broken("not a frame: no table of fields")
@@ -82,7 +82,7 @@ def decode(header: Mapping[str, Any], payload: bytes) -> list[Completion]:
         ids, logprobs = array("i"), array("f")
         ids.frombytes(payload[: 4 * sum(lengths)])
         logprobs.frombytes(payload[4 * sum(lengths) :])
-        if len(ids) != len(logprobs) or len(ids) != sum(lengths):
+        if min(lengths, default=0) < 0 or not len(ids) == len(logprobs) == sum(lengths):
             raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probs for {sum(lengths)} tokens")
         made, at = [], 0
         rows = (header[name] for name in ("finish", "texts", "versions", "switches"))
