@@ -59,12 +59,14 @@ def pack(
     max_tokens: int,
     row_tokens: int,
     overlong: str = "keep",
+    ranks: int = 1,
 ) -> Batch:
     """Groups with their advantages (one list of G each) -> a Batch of rows of at most `row_tokens` positions.
 
-    A group longer than a row is split over rows, its prompt repeated; a single completion longer than a row gets one of its own.
+    A group longer than a row is split over rows, its prompt repeated; a single completion longer than a row gets one of its own. For
+    several ranks the rows are of nearly one length, and as many for each.
     """
-    pieces: list[list[Sample]] = []  # each: samples of one prompt that stand together
+    each: list[list[Sample]] = []  # of a group
     for group, adv_G in zip(groups, advantages, strict=True):
         samples = []
         for c, a in zip(group.completions, adv_G, strict=True):
@@ -74,9 +76,11 @@ def pack(
                     AGGREGATE[loss], [c.tokens], samples=counts.samples, tokens=counts.tokens, max_tokens=max_tokens
                 )[0]
             samples.append(Sample(group.prompt, c, a or 0.0, weight))
-        pieces += _split(samples, row_tokens)
-    rows = tuple(_row(r) for r in _fill(pieces, row_tokens))
-    return Batch(rows, counts.samples, counts.tokens)
+        each.append(samples)
+    rows = _fill([piece for samples in each for piece in _split(samples, row_tokens)], row_tokens)
+    if ranks > 1:
+        rows = _spread(each, rows, row_tokens, ranks)
+    return Batch(tuple(_row(r) for r in rows), counts.samples, counts.tokens)
 
 
 def _size(piece: Sequence[Sample]) -> int:
@@ -107,6 +111,23 @@ def _fill(pieces: list[list[Sample]], row_tokens: int) -> list[list[list[Sample]
             rows[at].append(piece)
             room[at] -= size
     return rows
+
+
+def _spread(each: list[list[Sample]], rows: list[list[list[Sample]]], row_tokens: int, ranks: int) -> list[list[list[Sample]]]:
+    """The same samples over a multiple of `ranks` rows, each piece into the row that has least; `rows` where that does not fit."""
+    number = -(-len(rows) // ranks) * ranks
+    pieces = [piece for row in rows for piece in row]
+    if len(pieces) < number:  # only then smaller pieces: each has its prompt
+        most = -(-sum(map(_size, pieces)) // number)
+        pieces = [piece for samples in each for piece in _split(samples, most + len(samples[0].prompt.ids))]
+    even: list[list[list[Sample]]] = [[] for _ in range(number)]
+    load = [0] * number
+    for piece in sorted(pieces, key=_size, reverse=True):
+        least = load.index(min(load))
+        even[least].append(piece)
+        load[least] += _size(piece)
+    fits = max(load) <= max([row_tokens, *map(_size, pieces)])
+    return [row for row in even if row] if fits else rows
 
 
 def _row(pieces: list[list[Sample]]) -> Row:

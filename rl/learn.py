@@ -109,7 +109,7 @@ class Learner:
         counts = Counts(max(counts.samples, 1), max(counts.tokens, 1))
         return pack(
             groups, advantages, loss=self.config.algorithm.loss, counts=counts, max_tokens=max_tokens,
-            row_tokens=self.config.learn.row_tokens, overlong=overlong,
+            row_tokens=self.config.learn.row_tokens, overlong=overlong, ranks=self.ranks.size,
         )  # fmt: skip
 
     def _mine(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:

@@ -149,3 +149,21 @@ def test_log_probs_are_added_without_losing_those_already_there():
     moved = both.to("cpu")
     assert torch.equal(moved.old_T, old_T)
     assert moved.spans == row.spans
+
+
+def test_rows_for_several_ranks_are_even_and_hold_the_same():
+    groups = tiny.groups([(8, [5 + (p * g) % 17 for g in range(1, 5)]) for p in range(11)])
+    flat = [[1.0, 2.0, 3.0, 4.0]] * len(groups)
+    options = {"loss": "dapo", "counts": Counts(44, 500), "max_tokens": 32, "row_tokens": 200}
+    alone = pack(groups, flat, **options)
+    for ranks in (2, 3, 4, 8):
+        batch = pack(groups, flat, **options, ranks=ranks)
+        sizes = [len(r.ids_L) for r in batch.rows]
+        assert sorted(samples_of(batch)) == sorted(samples_of(alone))
+        assert len(sizes) == -(-len(alone.rows) // ranks) * ranks
+        assert max(sizes) <= 200
+        assert max(sizes) <= 1.35 * sum(sizes) / len(sizes), sizes
+    whole, halves = (pack(groups[:1], flat[:1], **options, ranks=ranks) for ranks in (1, 2))
+    assert [len(r.spans) for r in halves.rows] == [2, 2]  # one group for two ranks: its prompt stands twice
+    assert sum(len(r.ids_L) for r in halves.rows) == len(whole.rows[0].ids_L) + 8
+    assert len(pack(groups[:1], flat[:1], **options, ranks=8).rows) == 4  # no more rows than samples
