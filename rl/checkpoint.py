@@ -139,7 +139,7 @@ def _restore(learner: Learner, folder: str, _: Any) -> None:
     for key, shape in moments.shapes.items():
         moment, _, name = key.partition("/")
         parameter = parameters[name]
-        if shape == tuple(parameter.shape):
+        if shape[:1] == tuple(parameter.shape)[:1] and shape:
             state[parameter][moment] = ranks.like(parameter, moments.read(key, *ranks.extent(parameter)))
         else:  # the optimiser's own counter, on the CPU unless fused on a GPU
             state[parameter][moment] = moments.read(key).to(parameter.device)

@@ -265,12 +265,14 @@ def local(weight: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, part: Tensor) -> Tensor:
-    """`part`, this rank's rows, as a tensor that is sharded as `parameter` is, on its device."""
+    """`part`, this rank's rows, as a tensor that is sharded as `parameter` is, on its device; its further axes may be others."""
     part = part.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return part
     mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride())
+    shape = torch.Size([parameter.shape[0], *part.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(part.contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def extent(weight: Tensor) -> tuple[int, int]:
