@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from eval.compare_markdown import markdown
-from eval.estimators import Estimate
+from eval.estimators import Estimate, student
 from eval.figures import VERDICTS, estimate, members, right_PG, samples_of, spread
 from eval.intervals import bootstrap, largest_gap, ratio_of_means
 from eval.paired import holm, paired
@@ -188,8 +188,8 @@ def _tokens(answered: Sequence[Answered]) -> list[float]:
 
 def _cost(base: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     """Tokens a sample: the difference, and the ratio to the base's."""
-    more = bootstrap(np.subtract(other, base))
-    return {"difference": more.value, "low": more.low, "high": more.high, "ratio": _ratio(other, base)}
+    more = student(np.subtract(other, base).tolist())
+    return {"difference": more.value, "low": _finite(more.low), "high": _finite(more.high), "ratio": _ratio(other, base)}
 
 
 def _ratio(above: Any, below: Any) -> dict[str, Any] | None:
@@ -197,7 +197,11 @@ def _ratio(above: Any, below: Any) -> dict[str, Any] | None:
     if len(below) < 2 or not np.sum(below):
         return None
     found: Estimate = ratio_of_means(above, below)
-    return {key: value if math.isfinite(value) else None for key, value in asdict(found).items()}
+    return {key: _finite(value) for key, value in asdict(found).items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

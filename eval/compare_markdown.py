@@ -59,7 +59,7 @@ def _task(base: str, of: Mapping[str, Any], shown: int) -> Iterator[str]:
         t = c["tokens"]
         yield (
             f"Strict: {points(c['strict'])}, p {p_value(c['strict']['p'])}, Holm {p_value(c['strict']['p_holm'])}. Tokens a sample: "
-            f"{t['difference']:+.1f} ({t['low']:+.1f} to {t['high']:+.1f}), {share(t['ratio'])} of the base's."
+            f"{t['difference']:+.1f} ({bound(t['low'])} to {bound(t['high'])}), {share(t['ratio'])} of the base's."
         )
         for word, ids in (("won", c["won_ids"]), ("lost", c["lost_ids"])):
             more = f" and {len(ids) - shown} more in results.json" if len(ids) > shown else ""
@@ -95,3 +95,7 @@ def share(ratio: Mapping[str, float | None] | None) -> str:
     if ratio["low"] is None or ratio["high"] is None:
         return f"{ratio['value']:.0%} (unbounded)"
     return f"{ratio['value']:.0%} ({ratio['low']:.0%} to {ratio['high']:.0%})"
+
+
+def bound(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:+.1f}"

@@ -6,8 +6,8 @@ The questions of a test set are the sample that an interval speaks about, so a q
 averaged first, and the spread between questions gives the interval. What is done, and how it differs from the papers:
 1. pass@k follows Chen et al. 2021 (arXiv 2107.03374, eq. 1), 1 - C(n-c, k) / C(n, k), as a product, which does not overflow.
 2. The interval of a mean of clusters is Wilson's (1927) with the number of trials replaced by the effective one, p(1-p)/SE^2,
-   and the normal quantile by Student's t with P-1 degrees of freedom (as Dean and Pagano 2015 do for surveys). It equals
-   Wilson's for one 0/1 sample a question up to P-1 in place of P, stays within [0, 1], and has a width where all agree.
+   and the normal quantile by Student's t with P-1 degrees of freedom (as Dean and Pagano 2015 do for surveys). It stays
+   within [0, 1] and has a width where all agree. Where every question's value is 0 or 1 it is Wilson's itself.
 3. The design effect p(1-p)/P over SE^2 is measured badly where few questions differ from 0 (or from 1): one right sample in 30
    questions of 64 would count as hundreds of trials. It is drawn towards 1, where a question counts as one trial, with a weight
    chosen by simulation (`FEW`); with 100 questions that speak nothing is left of it. bench/coverage.py shows what that reaches.
@@ -155,23 +155,30 @@ def mean_of_questions(values_P: ArrayLike) -> Estimate:
     n, mean = values.size, float(values.mean())
     if n == 1:
         return Estimate(mean, 0.0, 1.0, 1)
+    if bool(np.isin(values, (0.0, 1.0)).all()):  # the mean says what the variance is: no t
+        return wilson(round(mean * n), n)
     return Estimate(mean, *_score_interval(mean, n / _design_effect(values, mean), t_quantile(n - 1)), n)
 
 
 def _design_effect(values: np.ndarray, mean: float) -> float:
     """Variance of the mean over that of as many independent 0/1 trials as there are questions; points 2 and 3 above."""
-    alone = mean * (1 - mean)
-    if alone < 1e-15:  # all 0 or all 1: nothing is known about the clusters' effect, so a question is one trial
-        return 1.0
+    alone = mean * (1 - mean)  # above 0: some value is neither 0 nor 1
     speak = float(min(np.count_nonzero(values), np.count_nonzero(values < 1)))
     return (speak**2 * float(values.var(ddof=1)) / alone + FEW) / (speak**2 + FEW)
 
 
 def interval_of_seeds(values: Sequence[float]) -> Estimate:
-    """The mean over seeds with Student's t interval (two seeds at least); not clipped, for any quantity."""
+    """The mean over seeds with Student's t interval; two seeds at least."""
+    if len(values) < 2:
+        raise ValueError(f"got {len(values)} seed(s): an interval over seeds needs two or more; run more seeds")
+    return student(values)
+
+
+def student(values: Sequence[float]) -> Estimate:
+    """The mean with Student's t interval; not clipped, for any quantity. One value alone has no interval: its ends are infinite."""
     n = len(values)
     if n < 2:
-        raise ValueError(f"got {n} seed(s): an interval over seeds needs two or more; run more seeds")
+        return Estimate(float(values[0]), -math.inf, math.inf, n)
     mean = math.fsum(values) / n
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = t_quantile(n - 1) * spread / math.sqrt(n)
