@@ -69,7 +69,7 @@ def unpack(index: Sequence[Sequence[Any]], window: Tensor) -> Iterator[tuple[str
     for name, dtype, shape, offset in index:
         kind = getattr(torch, dtype)
         size = math.prod(shape) * kind.itemsize
-        yield name, window[offset : offset + size].view(kind).view(*shape)
+        yield name, window[offset : offset + size].view(kind).view(shape)
 
 
 def window_size(elements: Iterable[int], dtype: torch.dtype) -> int:
@@ -84,7 +84,7 @@ class SharedWindow:
     def __init__(self, size: int) -> None:
         self.file: int | None = os.memfd_create("grpo-weights")
         try:
-            os.posix_fallocate(self.file, 0, size)  # too little memory says so here, not as a bus error later
+            os.ftruncate(self.file, size)
             self.map = mmap.mmap(self.file, size)
         except OSError as error:
             self.close()
