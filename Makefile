@@ -39,6 +39,9 @@ r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= 
 eval: $(READY)  ## evaluate a model: MODEL=... TASKS=gsm8k,mmlu,... [K= OUT= SEED= ARGS="--data DIR --temperature 0.6"]
 	@$(PY) -m recipes.evaluate --model "$(MODEL)" --tasks "$(TASKS)" $(if $(K),--k $(K)) $(if $(OUT),--out $(OUT)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+plan: $(READY)  ## will it fit, how long, what cost, without loading anything [RECIPE= MODEL= CARD=H200 ARGS="--shape qwen2.5-7b key=value ..."]
+	@$(PY) -m recipes.plan $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(CARD),--card $(CARD)) $(ARGS)
+
 report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
 	@[ -d "$(OUT)" ] || { echo "make report: no run folder '$(OUT)'; say which: OUT=runs/NAME" >&2; exit 2; }
 	@$(PY) -c "import sys; from rl.report_html import write_report; print('report', write_report(sys.argv[1]))" "$(OUT)"

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -28,6 +29,7 @@ import transformers
 
 from eval.heldout import evaluate
 from recipes import result
+from recipes.plan import refuse
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
 from rl import checkpoint, data, metrics
@@ -130,6 +132,8 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
         task = load_task(config, tokenizer)
         counts = f"{len(task.train)} training questions, {len(task.heldout)} held out"
         print(f"{config.name}: {counts}, seed {config.run.seed}", flush=True)
+        if only is None:
+            refuse(config, fmean(len(prompt.ids) for prompt in task.train), sampling=groups is None)
         if where:
             print(f"sandbox tier {where['tier']}" + (f" ({where['why']})" if where["why"] else ""), flush=True)
         engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
