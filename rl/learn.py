@@ -21,11 +21,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rl import ranks
+from rl import adapters, ranks
 from rl.batch import Counts, count, pack, with_logprobs
 from rl.config import Config, learning_rate_at
 from rl.loss import policy_loss
-from rl.policy import Policy
+from rl.optim import make_optimizer
+from rl.policy import Policy, graphs_compiled
 from rl.records import Batch, Completion, Group, Prompt, Row
 
 GATHERED = 1 << 28  # elements of full weights that a rank holds at once when they are gathered
@@ -54,12 +55,11 @@ class Learner:
     def __init__(self, config: Config, policy: Policy, reference: Policy | None, acc: Accelerator) -> None:
         self.config, self.acc, self.reference = config, acc, reference
         if config.model.gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            policy.checkpoint_layers(config.model.checkpoint_share)
+        if config.learn.compile == "always" or (config.learn.compile == "cuda" and acc.device.type == "cuda"):
+            policy.compile_layers(lean=config.model.gradient_checkpointing)
         policy.train()
-        learn = config.learn
-        optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=learn.lr, betas=learn.betas, weight_decay=learn.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(policy.parameters(), config.learn)
         self.ranks = ranks.Ranks(acc, self)
         self.ranks.wait()  # for the one that read the weights
         if acc.is_fsdp2:
@@ -67,6 +67,10 @@ class Learner:
         self.prepared, self.optimizer = acc.prepare(policy, optimizer)
         self.policy: Policy = acc.unwrap_model(self.prepared)
         self.sharded = ranks.sharded(self.policy)
+        if self.sharded and config.learn.offload:
+            raise ValueError(
+                "learn.offload on weights that are sharded over ranks: set fsdp_offload_params in accelerate's config instead"
+            )
         if reference is not None:
             reference.eval().requires_grad_(False)
             if self.sharded:  # from the policy's shards: only rank 0 may have read the weights
@@ -100,7 +104,7 @@ class Learner:
         for _ in range(self.config.algorithm.inner_epochs):
             for batch in batches:
                 self._update(batch, sums)
-        return self._means(sums)
+        return self._means(sums) | ({"graphs": float(graphs_compiled())} if self.policy.compiled else {})
 
     def _batch(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> Batch:
         overlong = self.config.algorithm.overlong
@@ -128,13 +132,20 @@ class Learner:
         for row in batch.rows:
             row = row.to(self.acc.device)
             old_T = self._logprobs(self.policy, row)[0] if many else None
-            ref_T = self._logprobs(self.reference, row)[0] if self.reference is not None else None
+            ref_T = self._reference_logprobs(row) if self.config.algorithm.kl else None
             rows.append(with_logprobs(row, old_T=old_T, ref_T=ref_T))
         return Batch(tuple(rows), batch.samples, batch.tokens)
 
+    def _reference_logprobs(self, row: Row) -> Tensor:
+        if self.reference is not None:
+            return self._logprobs(self.reference, row)[0]
+        with adapters.disabled(self.policy.model):  # the base is the reference: no second model
+            return self._logprobs(self.policy, row)[0]
+
     def _logprobs(self, policy: Any, row: Row) -> tuple[Tensor, Tensor]:
+        r = self.config.rollout
         with self.acc.autocast():
-            return policy(row, self.config.rollout.temperature)
+            return policy(row, r.temperature, r.top_p, r.top_k)
 
     def _update(self, batch: Batch, sums: dict[str, float]) -> None:
         a = self.config.algorithm

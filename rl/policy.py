@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rl import adapters
 from rl.attention import PACKED, layout
 from rl.logprobs import Cut, token_logprobs
 from rl.records import Row
@@ -72,12 +73,24 @@ class Policy(nn.Module):
             layer.gradient_checkpointing = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Named weights as `save_pretrained` names them, tied ones once, cast to `dtype` for a sampler."""
+        """Named weights as `save_pretrained` names them, tied ones once, cast to `dtype` for a sampler; adapters are merged in."""
+        if adapters.attached(self.model):
+            yield from adapters.merged(self.model, self._fetched, dtype)
+            return
         if self.fetch:
             yield from self.fetch([name for name, _ in self.model.named_parameters()], dtype)
             return
         for name, weight in self.model.named_parameters():
             yield name, weight.detach().to(dtype or weight.dtype)
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        """The adapter's weights alone, named as peft saves them."""
+        return adapters.adapter(self.model, self._fetched)
+
+    @property
+    def _fetched(self) -> adapters.Fetch | None:
+        fetch = self.fetch
+        return None if fetch is None else lambda names: fetch(names, None)
 
     def tie_weights(self) -> None:
         """accelerate asks for this after it has sharded the weights."""
@@ -118,7 +131,9 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def load_model(path: str, *, dtype: torch.dtype, attention: str = PACKED, trust_remote_code: bool = False) -> Any:
+def load_model(
+    path: str, *, dtype: torch.dtype, attention: str = PACKED, trust_remote_code: bool = False, quantization: Any = None
+) -> Any:
     """A causal LM from a folder or the hub. Dropout is off: it would make the learner's log-probs noisy copies of the sampler's."""
     config = _from_pretrained(AutoConfig, resolve(path), "config", trust_remote_code=trust_remote_code)
     for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop"):
@@ -127,6 +142,7 @@ def load_model(path: str, *, dtype: torch.dtype, attention: str = PACKED, trust_
     model, report = _from_pretrained(
         AutoModelForCausalLM, resolve(path), "model", config=config, dtype=dtype, attn_implementation=attention,
         trust_remote_code=trust_remote_code, output_loading_info=True,
+        **({"quantization_config": quantization} if quantization else {}),
     )  # fmt: skip
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
