@@ -110,7 +110,9 @@ def activations(setup: Setup, work: Work) -> float:
     n, model = setup.shape.num_hidden_layers, setup.config.model
     plain = layers(setup, False, work)
     residual = 2 * n * work.positions * plain.state  # of each layer, before attention and before the MLP
-    kept = min(plain.forward, plain.kept + residual) if setup.compiled else plain.forward
+    kept = plain.forward
+    if setup.compiled:  # with checkpointing they are compiled for little memory
+        kept = min(plain.forward, (plain.lean if model.gradient_checkpointing else plain.kept) + residual)
     casts, forward, transient = plain.casts, kept, plain.backward - plain.forward
     if model.gradient_checkpointing:
         again = layers(setup, True, work)

@@ -67,6 +67,7 @@ class Cost:
     forward: float  # bytes alive after the forward pass
     casts: float  # bytes of bf16 weights that autocast keeps for a second use until the forward pass is over
     kept: float  # of those after it, what products and attention have read or written: compiled layers keep little else
+    lean: float  # of these, without what only a product has read: compiled for little memory, layers make that again
     backward: float  # bytes at the peak of the backward pass
     matmul: float  # floating-point operations of products: forward, recomputation, backward
     attention: float  # the same of attention
@@ -80,10 +81,12 @@ class Meter(TorchDispatchMode):
     def __init__(self, pairs: int = 0, there: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.there = {t.untyped_storage()._cdata for t in there}
-        self.pairs, self.live, self.peak = pairs, 0, 0
+        self.pairs, self.live, self.peak, self.born = pairs, 0, 0, 0
         self.sums: Counter[str] = Counter()
         self.sizes: dict[int, int] = {}
-        self.marked: set[int] = set()
+        self.origin: dict[int, int] = {}  # by storage: a number, the same for casts of one tensor
+        self.marked: set[int] = set()  # storages that a product or attention has read or written
+        self.read: set[int] = set()  # of these, those that only a product has read
         self.refs: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,13 +104,16 @@ class Meter(TorchDispatchMode):
         if key in self.sizes or key in self.there:
             return
         self.sizes[key] = storage.nbytes()
+        self.born += 1
+        self.origin[key] = self.born
         self.live += self.sizes[key]
         self.peak = max(self.peak, self.live)
 
         def gone(_: Any) -> None:
             self.live -= self.sizes.pop(key)
             self.marked.discard(key)
-            del self.refs[key]
+            self.read.discard(key)
+            del self.refs[key], self.origin[key]
 
         self.refs[key] = weakref.ref(storage, gone)
 
@@ -122,13 +128,17 @@ class Meter(TorchDispatchMode):
             # Forward q·k and p·v, 2 operations a pair and element each; backward has five products for these two.
             self.sums["attention"] += int(4 * q.shape[-1] * q.shape[-2] * self.pairs * (2.5 if "backward" in name else 1))
         else:
+            if name == "_to_copy" and (source := self.origin.get(ins[0].untyped_storage()._cdata)):
+                self.origin[outs[0].untyped_storage()._cdata] = source
             self.sums["moved"] += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in ins + outs)
             return
-        self.marked |= {t.untyped_storage()._cdata for t in ins + outs}
+        reads, writes = ({t.untyped_storage()._cdata for t in ts} for ts in (ins, outs))
+        self.read = (self.read | (reads - self.marked)) - writes if name in MATMULS else self.read - reads - writes
+        self.marked |= reads | writes
 
-    def kept(self) -> int:
-        """Bytes alive that a product or attention has read or written."""
-        return sum(self.sizes[k] for k in self.marked if k in self.sizes)
+    def alive(self, keys: set[int]) -> int:
+        """Bytes of those of the storages that are alive; of casts of one tensor to one precision (a compiler makes one) only one."""
+        return sum(size for _, size in {(self.origin[k], self.sizes[k]) for k in keys if k in self.sizes})
 
 
 def _products(name: str, func: Any, args: Any, kwargs: Any, out: Any) -> int:
@@ -157,7 +167,9 @@ def _cost(text: str, of: type, work: Work, kind: Kind) -> Cost:
     if kind.base == "float32" and any(getattr(config, name, 0) for name in EXPERTS):
         # The fake form of the experts' grouped product knows bf16 only.
         found, wider = _cost(text, of, work, replace(kind, base="bfloat16", autocast=False)), 1.3 if kind.autocast else 2.0
-        return replace(found, **{name: wider * getattr(found, name) for name in ("state", "forward", "kept", "backward")})
+        return replace(
+            found, **{name: wider * getattr(found, name) for name in ("state", "forward", "kept", "lean", "backward")}
+        )
     first = 1 + int(getattr(config, "first_k_dense_replace", 0) or 0)  # DeepSeek's first layers have no experts
     if config.num_hidden_layers <= first:
         return _once(config, work, kind)
@@ -194,7 +206,7 @@ def _once(config: Any, work: Work, kind: Kind) -> Cost:
             with torch.autocast("cpu", torch.bfloat16, enabled=kind.autocast):
                 hidden = model.base_model(input_ids=ids, position_ids=ids, use_cache=False, packing=packing).last_hidden_state
                 inside = meter.live
-            forward, kept = meter.live, meter.kept()
+            forward, kept, lean = meter.live, meter.alive(meter.marked), meter.alive(meter.marked - meter.read)
             meter.peak = 0
             hidden.backward(torch.empty_like(hidden))
     return Cost(
@@ -205,6 +217,7 @@ def _once(config: Any, work: Work, kind: Kind) -> Cost:
         forward=forward,
         casts=inside - forward,
         kept=kept,
+        lean=lean,
         backward=meter.peak,
         **{name: meter.sums[name] for name in ("matmul", "attention", "moved", "launches")},
     )
