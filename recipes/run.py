@@ -32,7 +32,7 @@ from recipes import result
 from recipes.plan import refuse
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
-from rl import checkpoint, data, metrics
+from rl import adapters, checkpoint, data, metrics
 from rl import config as configs
 from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
@@ -261,11 +261,14 @@ def only_rollout(config: Config, folder: Path, task: Task, engine: Engine, score
 
 
 def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
-    """The policy as transformers saves it, in the precision it was evaluated in."""
+    """The policy as transformers saves it, in the precision it was evaluated in; of adapters these alone, as peft saves them."""
+    model = learner.policy.model
     dtype = torch.bfloat16 if learner.acc.device.type == "cuda" else torch.float32
-    weights = {n: w.cpu() for n, w in learner.fetch(list(state_of(learner.policy.model)), dtype)}
     with checkpoint.whole(folder) as temporary:
-        learner.policy.model.save_pretrained(temporary, state_dict=weights)
+        if adapters.attached(model):
+            adapters.save(model, temporary, learner.fetch)
+        else:
+            model.save_pretrained(temporary, state_dict={n: w.cpu() for n, w in learner.fetch(list(state_of(model)), dtype)})
         tokenizer.save_pretrained(temporary)
 
 

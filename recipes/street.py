@@ -16,14 +16,14 @@ from recipes.nano import problems as nano
 from rewards.sandbox import tier
 from rewards.scorer import InProcess, Scorer, needs_pool
 from rewards.workers import RewardPool
-from rl import data
+from rl import adapters, data
 from rl.ahead import Ahead
 from rl.batch import Counts, pack
 from rl.config import Config
 from rl.feed import Feed, InTurn, Maker, Replay
 from rl.guard import check_prompts
 from rl.learn import Learner, accelerator
-from rl.policy import Policy, check_head, load_model
+from rl.policy import Policy, check_head, load_model, resolve
 from rl.records import Completion, Group, Prompt
 from rl.sampler import Sampler
 from rl.sync import prove
@@ -109,7 +109,7 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
             f"rollout.placement = 'colocated' on {acc.num_processes} ranks: vLLM cannot start in a process that belongs to several "
             "learners; set rollout.placement=processes"
         )
-    model = load_model(config.model.path, dtype=torch.float32, trust_remote_code=trust)
+    model = learning_model(config, acc.device)
     context = config.prompt.max_tokens + budget(config)
     limit = getattr(model.config, "max_position_embeddings", context)
     check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
@@ -117,10 +117,10 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
     leading = acc.is_main_process  # the only one that samples
     sampler = make_sampler(config, tokenizer, acc.device, min(context, limit), model) if sampling and leading else None
     reference = None
-    if config.algorithm.kl and learning:
+    if config.algorithm.kl and learning and not config.model.lora.rank:
         dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
         reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
-    learner = Learner(config, Policy(model), reference, acc)
+    learner = Learner(config, Policy(model, config.model.fp32_head), reference, acc)
     with acc.autocast():
         check_head(learner.policy, _probe(task.train[0]).to(acc.device))
     learner.begin()
@@ -128,6 +128,17 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
     if sampler is not None:
         prove(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
     return engine
+
+
+def learning_model(config: Config, device: torch.device) -> Any:
+    """What the learner trains: every weight in fp32, or adapters in fp32 over a base in the precision it computes in."""
+    m = config.model
+    dtype = torch.bfloat16 if m.lora.rank and device.type == "cuda" else torch.float32
+    quantization = adapters.four_bits(device) if m.qlora else None
+    model = load_model(m.path, dtype=dtype, trust_remote_code=m.trust_remote_code, quantization=quantization)
+    if m.lora.rank:
+        adapters.attach(model, m.lora, resolve(m.path))
+    return model
 
 
 def canaries(prompts: Sequence[Prompt]) -> list[Prompt]:
