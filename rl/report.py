@@ -102,7 +102,8 @@ def console_line(metrics: Mapping[str, Any], step: int, total: int) -> str:
     """One live line a step, about 160 columns wide; what is missing stands as "-".
 
     Order: reward ± std, accuracy, format, mean length (tokens), truncated, zero-variance groups, KL, entropy (nats), clipped
-    tokens, largest sampler-learner difference of a log-prob, tokens/s, seconds by phase (rollout/reward/learn/sync), time left.
+    tokens, largest sampler-learner difference of a log-prob, (staleness, refilled prompts, lost workers,) tokens/s, seconds by phase
+    (rollout/reward/learn/sync), time left.
     """
     m = metrics
     clip = None if _number(m, "clip_low") is None and _number(m, "clip_high") is None else {
@@ -114,8 +115,14 @@ def console_line(metrics: Mapping[str, Any], step: int, total: int) -> str:
         f" acc {show(m, 'accuracy', '.3f')} fmt {show(m, 'format', '.2f')} len {show(m, 'length', '.0f')}"
         f" trunc {show(m, 'truncated', '.0%')} zerovar {show(m, 'zero_variance', '.0%')} kl {show(m, 'kl', '.1e')}"
         f" ent {show(m, 'entropy', '.2f')} clip {show(clip or {}, 'clip', '.1%')} mis {show(m, 'mismatch_max', '.0e')}"
-        f" {_short(_number(m, 'tokens_per_s'))} tok/s {phases} s eta {_clock(_number(m, 'eta_s'))}"
+        f"{_workers(m)} {_short(_number(m, 'tokens_per_s'))} tok/s {phases} s eta {_clock(_number(m, 'eta_s'))}"
     )
+
+
+def _workers(m: Mapping[str, Any]) -> str:
+    """What stands in the line only where it happened: staleness in steps, prompts sampled in place of useless ones, lost workers."""
+    parts = {"stale": show(m, "staleness", ".1f"), "refill": show(m, "refilled", ".0f"), "lost": show(m, "workers_lost", ".0f")}
+    return "".join(f" {name} {value}" for name, value in parts.items() if value not in ("-", "0", "0.0"))
 
 
 def show(metrics: Mapping[str, Any], key: str, form: str) -> str:
