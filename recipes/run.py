@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import gc
 import json
 import logging
 import os
@@ -137,6 +138,8 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
         if where:
             print(f"sandbox tier {where['tier']}" + (f" ({where['why']})" if where["why"] else ""), flush=True)
         engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
+        gc.collect()
+        gc.freeze()  # what a run holds from its start to its end need not be looked at again and again while it samples
         took, device = time.time() - started, engine.learner.acc.device
         print(f"model, learner and sampler ready after {took:.0f} s on {device}", flush=True)
         try:

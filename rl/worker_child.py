@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import queue
@@ -53,6 +54,8 @@ def serve(link: socket.socket) -> None:
         "vocabulary": vocabulary(sampler),
         "seconds": time.monotonic() - started,
     }
+    gc.collect()
+    gc.freeze()
     frames.send(link, {"id": 0, "ready": ready})
     Server(link, sampler).run()
 
