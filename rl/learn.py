@@ -36,17 +36,12 @@ Advantages = Sequence[Sequence[float | None]]
 def accelerator(config: Config, folder: Path) -> Accelerator:
     """bf16 compute on a GPU, fp32 on a CPU; trackers, once `init_trackers` starts them, write below `folder`."""
     cuda = torch.cuda.is_available()
-    fsdp = ranks.plugin(cuda)
-    acc = Accelerator(
+    return Accelerator(
         mixed_precision="bf16" if cuda else "no",
         cpu=not cuda,
         log_with=list(config.run.trackers) or None,
         project_dir=str(folder),
-        fsdp_plugin=fsdp,
     )
-    if fsdp and not cuda:
-        ranks.shard_on_cpu(acc, fsdp)
-    return acc
 
 
 class Learner:
@@ -59,24 +54,25 @@ class Learner:
         if config.learn.compile == "always" or (config.learn.compile == "cuda" and acc.device.type == "cuda"):
             policy.compile_layers(lean=config.model.gradient_checkpointing)
         policy.train()
-        optimizer = make_optimizer(policy.parameters(), config.learn)
         self.ranks = ranks.Ranks(acc, self)
         self.ranks.wait()  # for the one that read the weights
-        if acc.is_fsdp2:
-            acc.state.fsdp_plugin.transformer_cls_names_to_wrap = ranks.layers(policy.model)
-        self.prepared, self.optimizer = acc.prepare(policy, optimizer)
-        self.policy: Policy = acc.unwrap_model(self.prepared)
-        self.sharded = ranks.sharded(self.policy)
+        self.sharded = ranks.asked_to_shard()
         if self.sharded and config.learn.offload:
             raise ValueError(
-                "learn.offload on weights that are sharded over ranks: set fsdp_offload_params in accelerate's config instead"
+                "learn.offload on weights that are sharded over ranks: their moments are spread over the GPUs already; "
+                "launch more ranks, or set learn.optimizer=adamw8"
             )
+        if self.sharded:
+            ranks.shard(policy, policy.model, acc.device)
+        optimizer = make_optimizer(policy.parameters(), config.learn)
+        self.prepared, self.optimizer = (policy, optimizer) if self.sharded else acc.prepare(policy, optimizer)
+        self.policy: Policy = acc.unwrap_model(self.prepared)
         if reference is not None:
             reference.eval().requires_grad_(False)
-            if self.sharded:  # from the policy's shards: only rank 0 may have read the weights
-                ranks.shard(reference, ranks.layers(reference.model), acc.device.type == "cuda")
-                self._replace_reference()
-            reference.to(acc.device)
+            if self.sharded:
+                ranks.shard(reference, reference.model, acc.device)
+            else:
+                reference.to(acc.device)
         self.updates = 0
 
     def begin(self) -> None:

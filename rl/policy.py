@@ -92,10 +92,6 @@ class Policy(nn.Module):
         fetch = self.fetch
         return None if fetch is None else lambda names: fetch(names, None)
 
-    def tie_weights(self) -> None:
-        """accelerate asks for this after it has sharded the weights."""
-        self.model.tie_weights()
-
 
 def graphs_compiled() -> int:
     """Graphs that torch.compile has made in this process; a number that goes on growing means that rows recompile."""

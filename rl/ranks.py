@@ -24,8 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -206,39 +204,40 @@ def share(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def plugin(cuda: bool) -> FullyShardedDataParallelPlugin | None:
-    """accelerate's FSDP2 where the launcher asked for FSDP. bf16 compute from fp32 shards, gradients reduced in fp32.
-
-    accelerate's own policy would reduce in bf16 and cut the log-probs to bf16.
-    """
+def asked_to_shard() -> bool:
+    """Whether the launcher asked for FSDP. Raises ValueError for settings of accelerate's that are not followed."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return None
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", mixed_precision_policy=precision(cuda)
-    )
+        return False
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise ValueError("accelerate's fsdp_version is 1: set fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does")
+    for name, instead in (("OFFLOAD_PARAMS", "learn's options"), ("ACTIVATION_CHECKPOINTING", "model.gradient_checkpointing")):
+        if os.environ.get(f"FSDP_{name}", "false").lower() == "true":
+            raise ValueError(f"accelerate's fsdp_{name.lower()} is not followed: use {instead} in the recipe")
+    return True
 
 
-def precision(cuda: bool) -> MixedPrecisionPolicy:
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16 if cuda else None, reduce_dtype=torch.float32)
+def shard(module: nn.Module, model: Any, device: torch.device) -> None:
+    """Shard a policy over all ranks: its layers, and the rest with it, are the units that are gathered one at a time.
+
+    bf16 compute on a GPU from shards in their own dtype, gradients reduced in fp32. accelerate's own preparation is not used: it would
+    reduce in bf16, cut log-probs to bf16, and cannot load a model with buffers in one process only. Weights come from rank 0 (the others
+    may have read none), a unit at a time, so that no rank ever holds them all on its device.
+    """
+    precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if device.type == "cuda" else None, reduce_dtype=torch.float32)
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    for buffer in module.buffers():
+        buffer.data = _from_first(buffer, device)
+    for unit in [*(m for m in module.modules() if type(m).__name__ in names), module]:
+        for parameter in unit.parameters():
+            if not isinstance(parameter, DTensor):
+                parameter.data = _from_first(parameter, device)
+        fully_shard(unit, mp_policy=precision)
 
 
-def shard_on_cpu(acc: Accelerator, fsdp: FullyShardedDataParallelPlugin) -> None:
-    """accelerate shards on accelerators only; torch can over gloo too. The same switch as its state makes for GPUs."""
-    PartialState._shared_state["distributed_type"] = acc.state.distributed_type = DistributedType.FSDP
-    acc.state.fsdp_plugin = fsdp
-
-
-def shard(module: nn.Module, layers: Sequence[str], cuda: bool) -> None:
-    """Shard a module that is not trained (a reference model) as accelerate shards the policy; `layers`: class names."""
-    for child in list(module.modules()):
-        if type(child).__name__ in layers:
-            fully_shard(child, mp_policy=precision(cuda))
-    fully_shard(module, mp_policy=precision(cuda))
-
-
-def layers(model: Any) -> list[str]:
-    """Class names of a model's blocks: the units that are gathered one at a time."""
-    return sorted(getattr(model, "_no_split_modules", None) or ())
+def _from_first(tensor: Tensor, device: torch.device) -> Tensor:
+    full = tensor.detach().to(device) if dist.get_rank() == 0 else torch.empty_like(tensor, device=device)
+    dist.broadcast(full, 0)
+    return full
 
 
 def sharded(module: nn.Module) -> bool:
