@@ -111,6 +111,7 @@ class Pool:
         loads = self._post(members, {"op": "load", "version": version})
         # Who does not even begin hangs in what it did before: lost, like any other.
         members = list(self._each(loads, "begin to take weights", version, stop=False))
+        self._alive()
         if members != self.members:
             self._open(members)
         assert self.window is not None

@@ -31,6 +31,8 @@ def main() -> int:
 def serve(link: socket.socket) -> None:
     if os.environ.get("SCRIPTED"):
         worker_child.build = lambda spec: Scripted(float(os.environ["SCRIPTED"]))
+        if os.environ.get("LOADS"):
+            import torch  # noqa: F401
     if FAULT.startswith("start:"):
         _AT_START[FAULT.removeprefix("start:")]()
     if FAULT.startswith("group:"):

@@ -118,9 +118,8 @@ def test_shared_memory(tmp_path):
     before = set(os.listdir("/dev/shm"))
     window = SharedWindow(40_000)
     try:
-        one, other = send(window, 2, tmp_path, count=3)
+        (one,) = send(window, 1, tmp_path, count=3)
         assert same(one, weights())
-        assert same(other, weights())
         assert set(os.listdir("/dev/shm")) == before  # it never had a name
     finally:
         window.close()

@@ -14,7 +14,7 @@ from rl.transfer import SharedWindow, Window
 from rl.workers import Pool
 from tests import tiny
 
-WINDOW = 1 << 16  # bytes: several buckets for a tiny model
+WINDOW = 1 << 17  # bytes: several buckets for a tiny model
 SCRIPTED = "0.01"  # seconds a prompt
 START_S = 120.0
 
@@ -28,12 +28,12 @@ def spec(sampler: str = "transformers", family: str = "qwen3", restart: bool = F
 
 def worker(
     fault: str = "", *, after: int = 1, timeout_s: float = 60, start_s: float = START_S, name: str = "worker 0",
-    scripted: str = SCRIPTED, of: Mapping[str, Any] | None = None,
+    scripted: str = SCRIPTED, loads: bool = False, of: Mapping[str, Any] | None = None,
 ) -> Remote:  # fmt: skip
-    """A worker, not yet ready. `scripted` empty: the real sampler of the spec `of`."""
+    """A worker, not yet ready. `scripted` empty: the real sampler of the spec `of`. `loads`: a time-out does not count torch's import."""
     environment = {"FAULT": fault, "AFTER": str(after), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     if scripted:
-        environment["SCRIPTED"] = scripted
+        environment |= {"SCRIPTED": scripted, "LOADS": "1" if loads else ""}
     place = ProcessPlace(environment, module="tests.faulty_worker" if fault or scripted else "rl.worker_child")
     return Remote(name, place, of or spec_scripted(), timeout_s, start_s)
 
