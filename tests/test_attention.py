@@ -5,9 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rl.attention import Varlen, _blocks, _varlen, layout, packed_attention
+from rl.attention import PACKED, Varlen, _blocks, _varlen, layout, packed_attention
 from rl.batch import Counts, pack
-from tests import tiny
+from rl.policy import Policy, graphs_compiled
+from tests import tiny, varlen_cpu
 
 SHAPES = [(5, [3, 7, 1]), (9, [4, 4]), (2, [11, 6, 2, 2])]
 BOUND = 1e-5
@@ -84,6 +85,54 @@ def test_the_segments_for_a_gpu_are_the_same_attention():
         weights = (queries @ keys.transpose(1, 2) * 0.3).masked_fill(~visible, float("-inf")).softmax(-1)
         found[0, cu_q[i] : cu_q[i + 1]] = (weights @ v[0].repeat_interleave(2, 0)[:, at]).transpose(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def varlen_on_cpu(monkeypatch):
+    """Rows take the path that is meant for a GPU, with dense arithmetic in the kernel's place."""
+    varlen_cpu.register()
+    monkeypatch.setattr("rl.policy.layout", lambda spans, length, device: _varlen(spans, device))
+
+
+def through(policy, made, temperature):
+    found, entropies = {}, {}
+    for row in made:
+        lp_T, e_T = policy(row, temperature)
+        weighted(by_sample(row, lp_T)).backward()
+        found |= by_sample(row, lp_T.detach())
+        entropies |= by_sample(row, e_T)
+    return found, entropies
+
+
+@pytest.mark.parametrize("heads", ["option", "repeat"])
+def test_the_path_for_a_gpu_equals_the_padded_pass(reference, heads, varlen_on_cpu, monkeypatch):
+    family, temperature, logprobs, entropies, gradients = reference
+    monkeypatch.setattr("rl.attention._shared_heads", lambda _: heads)
+    policy = tiny.policy(family)
+    found, found_entropies = through(policy, rows(tiny.groups(SHAPES), 17), temperature)
+    for n in logprobs:
+        torch.testing.assert_close(found[n], logprobs[n], rtol=0, atol=BOUND)
+        torch.testing.assert_close(found_entropies[n], entropies[n], rtol=0, atol=BOUND)
+    assert tiny.distance(tiny.gradients(policy.model), gradients) < BOUND
+
+
+def test_layers_are_compiled_once_for_all_layers_and_row_lengths(varlen_on_cpu):
+    """One graph, whatever the rows; equal to the layers as they are. The real compiler's turn is in gpu/."""
+    model = tiny.make(tiny._config("qwen3"), num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    model.set_attn_implementation(PACKED)
+    policy = Policy(model)
+    made = [*rows(tiny.groups(SHAPES), 17), *rows(tiny.groups([(30, [5, 9, 13, 2, 8]), (6, [21])], seed=1), 4096)]
+    assert len({len(row.ids_L) for row in made}) > 3
+    expected, gradients = through(policy, made, 0.7)[0], tiny.gradients(policy)
+    policy.zero_grad()
+    before = graphs_compiled()
+    for layer in policy.layers():
+        layer.compile(dynamic=True, backend="aot_eager")
+    found = through(policy, made, 0.7)[0]
+    assert graphs_compiled() - before == 1
+    for n in expected:
+        torch.testing.assert_close(found[n], expected[n], rtol=0, atol=1e-6)
+    assert tiny.distance(tiny.gradients(policy), gradients) < 1e-6
 
 
 def test_who_sees_whom():
