@@ -119,6 +119,7 @@ class InProcess:
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.timed, self.latency = Timed(spec), Latency()
+        self.lock = threading.Lock()  # the rewards are asked by the thread that samples ahead, and by the learner's
 
     def __enter__(self) -> InProcess:
         return self
@@ -130,8 +131,9 @@ class InProcess:
         return _Later(lambda: self._score(completion, problem))
 
     def _score(self, completion: Sampled, problem: Mapping[str, Any]) -> Score:
-        score = self.timed.score(completion, problem)
-        self.latency.add({**self.timed.seconds, "all": sum(self.timed.seconds.values())})
+        with self.lock:
+            score = self.timed.score(completion, problem)
+            self.latency.add({**self.timed.seconds, "all": sum(self.timed.seconds.values())})
         return score
 
     def stats(self) -> dict[str, float]:
@@ -142,8 +144,15 @@ class InProcess:
 
 
 class _Later:
-    def __init__(self, result: Callable[[], Score]) -> None:
-        self.result = result
+    """Computed when it is first asked for, and once."""
+
+    def __init__(self, score: Callable[[], Score]) -> None:
+        self.score = score
+        self.made: Score | None = None
+
+    def result(self) -> Score:
+        self.made = self.made or self.score()
+        return self.made
 
     def done(self) -> bool:
         return True

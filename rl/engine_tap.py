@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 LOOK_EVERY = 32  # tokens between two looks for a loop
@@ -47,7 +48,7 @@ class Tap:
         self.requests: dict[str, Request] = {}  # under way, by the engine's name
         self._finished: list[Request] = []
         self._loops: list[Request] = []
-        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        self.scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         inner = scheduler.update_from_output
 
         def update_from_output(scheduler_output: Any, model_output: Any) -> Any:
@@ -75,6 +76,11 @@ class Tap:
         for request, name in zip(requests, names, strict=True):
             request.name = name.partition("-")[0]  # what follows "-" is the engine's own
             self.requests[request.name] = request
+        newest = islice(reversed(self.scheduler.requests.items()), len(requests))
+        held = {name.partition("-")[0]: r.prompt_token_ids for name, r in newest}
+        if any(list(held.get(r.name) or ()) != list(r.prompt) for r in requests):
+            self.abort(requests)
+            raise RuntimeError("vLLM generates from other prompt ids than it was given (a BOS added, a template applied?)")
 
     def step(self) -> None:
         """One step of the engine; loops that it found are ended."""
@@ -97,11 +103,14 @@ class Tap:
         self._finished = [r for r in self._finished if id(r) not in wanted]
         return mine
 
-    def abort(self, requests: Iterable[Request]) -> None:
-        """Take requests out of the engine; those that are not in it are passed over."""
+    def abort(self, requests: Sequence[Request]) -> None:
+        """Nothing of these requests is left, in the engine or among the finished."""
         flying = [r for r in requests if self.requests.pop(r.name, None)]
         if flying:
             self.llm.llm_engine.abort_request([r.name for r in flying])
+        gone = {id(r) for r in requests}
+        self._finished = [r for r in self._finished if id(r) not in gone]
+        self._loops = [r for r in self._loops if id(r) not in gone]
 
     def restart(self, version: int) -> None:
         """Everything under way begins again, as the first token's version says."""
@@ -128,7 +137,7 @@ class Tap:
             if request is None:  # aborted, or not ours
                 finished.append(output)
                 continue
-            new = output.new_token_ids
+            new, before = output.new_token_ids, len(request.ids)
             if new:
                 row = rows[output.request_id]
                 at = starts[row] if starts else row
@@ -139,9 +148,13 @@ class Tap:
                 self._finished.append(self.requests.pop(name))
                 if str(output.finish_reason) not in ("stop", "length"):
                     raise RuntimeError(f"vLLM ended a sample with {output.finish_reason}")
-            elif self.stop_loops and len(request.ids) % LOOK_EVERY == 0 and goes_round(request.ids, self.stop_loops):
+            elif self._look(before, len(request.ids)) and goes_round(request.ids, self.stop_loops):
                 self._loops.append(request)
         return finished
+
+    def _look(self, before: int, now: int) -> bool:
+        """Whether it is time to look for a loop; a step may bring several tokens."""
+        return self.stop_loops > 0 and now // LOOK_EVERY > before // LOOK_EVERY
 
 
 def goes_round(ids: Sequence[int], window: int) -> bool:

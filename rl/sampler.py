@@ -133,14 +133,22 @@ class TransformersSampler(Alone):
     ) -> None:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = load_model(path, dtype=self.dtype, attention="sdpa", trust_remote_code=trust_remote_code).to(device).eval()
-        self.tokenizer, self.batch, self.version = tokenizer, batch, 0
+        self.tokenizer, self.batch, self.version, self.busy = tokenizer, batch, 0, False
         self.stops = stop_ids(self.model, tokenizer)
         # A model's own sampling defaults (repetition_penalty, top_k, ...) would bend the distribution behind the log-probs' back.
         self.model.generation_config = GenerationConfig()
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
-        torch.manual_seed(sampling.seed)
+        if not self.busy:  # a call that `between` serves must not set the outer one's draws back
+            torch.manual_seed(sampling.seed)
+        outer, self.busy = self.busy, True
+        try:
+            return self._rounds(prompts, sampling, done)
+        finally:
+            self.busy = outer
+
+    def _rounds(self, prompts: Prompts, sampling: Sampling, done: Done | None) -> list[list[Completion]]:
         every, out, new = list(prompts), list[list[Completion]](), list(prompts)
         while new:
             # Neighbours in length share a batch, so that little of it is padding.

@@ -130,8 +130,11 @@ class VllmSampler(Alone):
         place, known, left = {id(r): k for k, r in enumerate(mine)}, len(mine), len(mine)
         with self._abandoned(mine):
             while left:
-                self.tap.step()
-                for request in self.tap.finished(place.keys()):
+                ready = self.tap.finished(place.keys())  # a call that `between` served may have finished some of ours
+                if not ready:
+                    self.tap.step()
+                    self.between()
+                for request in ready:
                     i = place[id(request)] // n
                     missing[i], left = missing[i] - 1, left - 1
                     if missing[i]:
@@ -141,7 +144,6 @@ class VllmSampler(Alone):
                         add(more)
                         place |= {id(r): k for k, r in enumerate(mine[known:], known)}
                         left, known = left + len(mine) - known, len(mine)
-                self.between()
         return made
 
     def _params(self, sampling: Sampling) -> Any:
