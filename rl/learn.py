@@ -12,7 +12,7 @@ the same number of passes. There is no context parallelism: accelerate's splits 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Learner:
         """On every rank: the updates of `step`; `sizes` are each batch's rows, samples and tokens."""
         left = iter(rows)
         batches = [self._prepared(Batch(self._mine(tuple(islice(left, n))), *counts)) for n, *counts in sizes]
-        sums: dict[str, float] = defaultdict(float)
+        sums: dict[str, Any] = defaultdict(float)
         for _ in range(self.config.algorithm.inner_epochs):
             for batch in batches:
                 self._update(batch, sums)
@@ -143,7 +143,7 @@ class Learner:
         with self.acc.autocast():
             return policy(row, r.temperature, r.top_p, r.top_k)
 
-    def _update(self, batch: Batch, sums: dict[str, float]) -> None:
+    def _update(self, batch: Batch, sums: dict[str, Any]) -> None:
         a = self.config.algorithm
         lr = learning_rate_at(self.config, self.updates)
         for i, row in enumerate(batch.rows):
@@ -160,10 +160,11 @@ class Learner:
                 )
                 # Data parallelism averages gradients over ranks; the loss is a sum.
                 self.acc.backward(loss * self.acc.num_processes)
-            sums["loss"] += loss.item()
-            sums["entropy"] += (entropy_T * (row.weights_T > 0)).sum().item()
+            # They stay on the device: reading one would make the host wait for this row before it starts the next.
+            metrics |= {"loss": loss.detach(), "entropy": (entropy_T * (row.weights_T > 0)).sum()}
             for name, value in metrics.items():
-                sums[name] = max(sums[name], value.item()) if name.endswith("_max") else sums[name] + value.item()
+                before, value = sums[name], value.double()
+                sums[name] = value.clamp(min=before) if name.endswith("_max") else before + value
         norm = self.acc.clip_grad_norm_(self.prepared.parameters(), self.config.learn.max_grad_norm)
         norm = float(ranks.gather(norm).item())
         if norm != norm or norm == float("inf"):
@@ -180,7 +181,8 @@ class Learner:
         sums["grad_norm"] += norm
         sums["lr"] = lr
 
-    def _means(self, sums: dict[str, float]) -> dict[str, float]:
+    def _means(self, found: Mapping[str, float | Tensor]) -> dict[str, float]:
+        sums = {name: float(value) for name, value in found.items()}
         names = sorted(set(sums) - {"updates", "lr", "loss", "grad_norm", "mismatch_max"})
         totals = torch.tensor([sums[n] for n in names] + [sums["loss"]], dtype=torch.float64, device=self.acc.device)
         *values, loss = self.acc.reduce(totals, "sum").tolist()
