@@ -82,7 +82,7 @@ def windows(question: int, context: Ids, choices: Sequence[Ids], limit: int) -> 
     `limit`: the model's context. A choice of more than one token that had to be cut sees fewer tokens of the prompt than the others.
 
     >>> [s.ids for s in windows(0, (7, 8), [(1,), (2, 3)], 9)], [s.ids for s in windows(0, (7, 8), [(1,), (2, 3)], 2)]
-    ([(7, 8, 2)], [(7, 8), (8, 2)])
+    ([(7, 8, 2)], [(8, 2), (7, 8)])
     """
     made: list[tuple[Ids, list[Query]]] = []
     for c in sorted(
@@ -96,7 +96,7 @@ def windows(question: int, context: Ids, choices: Sequence[Ids], limit: int) -> 
             made.append((ids, []))
         first = len(ids) - len(target)
         made[at][1].extend(Query(question, c, first + i, token) for i, token in enumerate(target))
-    return [Window(ids, tuple(queries)) for ids, queries in sorted(made, key=lambda m: -len(m[0]))]
+    return [Window(ids, tuple(queries)) for ids, queries in made]
 
 
 def pieces(contexts: Sequence[Ids], choices: Sequence[Ids], subjects: Sequence[str], limit: int) -> list[Piece]:
