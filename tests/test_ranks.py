@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rl import checkpoint
+from rl.batch import Counts, pack
 from rl.config import Config
 from rl.learn import Learner
-from rl.records import Group
+from rl.records import Group, Row
 from tests import ranks_child, tiny
 
 BOUND = 1e-5
@@ -46,10 +47,14 @@ def learn(one: Learner, steps: range, metrics: list[dict[str, float]]) -> None:
             one.replace_reference()
 
 
+def row() -> Row:
+    return pack(*made(0), loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=4096).rows[0]
+
+
 def contents(one: Learner) -> dict[str, torch.Tensor]:
     """The weights as a sampler gets them, and log-probs as the canaries ask for them."""
     with torch.no_grad():
-        logprobs_T = one.policy(one._batch(*made(0), MAX_TOKENS).rows[0], 1.0)[0].clone()
+        logprobs_T = one.policy(row(), 1.0)[0].clone()
     return {n: w.clone() for n, w in one.policy.weights()} | {"logprobs": logprobs_T}
 
 
@@ -109,7 +114,7 @@ def part(folder: Path, model: str, settings: Config, step: int, killed: bool) ->
         checkpoint.save(folder / "checkpoints", one, checkpoint.State(step + 1, one.updates, {}), keep=3)
         save_file(contents(one), folder / "weights.safetensors")
         if killed:
-            one.ranks.announce("forward", None, one._batch(*made(0), MAX_TOKENS).rows[:1])
+            one.ranks.announce("forward", None, [row()])
             os.kill(os.getpid(), signal.SIGKILL)
 
     ranks_child.drive(ranks_child.learner(settings, model, folder), program)
