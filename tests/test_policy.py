@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rl import logprobs
+from rl.attention import PACKED, layout
 from rl.batch import Counts, pack
 from rl.policy import Policy, check_head, load_model, load_tokenizer, resolve, stop_ids
 from tests import tiny
@@ -56,6 +57,43 @@ def test_gradient_checkpointing_changes_nothing(family):
     assert len(forwards) == 2  # it was really recomputed
     assert torch.equal(found[0], expected[0])
     assert tiny.distance(found[2], expected[2]) < 1e-6
+
+
+@pytest.mark.parametrize(("share", "again"), [(0.25, 1), (0.5, 2), (0.6, 2), (0.75, 3), (1.0, 4)])
+def test_a_share_of_the_layers_is_checkpointed(share, again):
+    model = tiny.make(tiny._config("qwen3"), num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    model.set_attn_implementation(PACKED)
+    row, policy = one_row(), Policy(model).train()
+    expected = scored(policy, row)
+    forwards = []
+    for layer in policy.layers():
+        layer.mlp.register_forward_pre_hook(lambda *_: forwards.append(1) or None)
+    policy.checkpoint_layers(share)
+    found = scored(policy, row)
+    assert len(forwards) == 4 + again
+    assert torch.equal(found[0], expected[0])
+    assert tiny.distance(found[2], expected[2]) < 1e-6
+
+
+def test_a_head_in_fp32_differs_from_one_in_bf16_by_its_rounding():
+    row, exact = one_row(), tiny.policy()
+    fine = Policy(exact.model, fp32_head=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = exact.model.base_model
+        coarse_T, fine_T = exact(row, 1.0)[0], fine(row, 1.0)[0]
+        last_LH = hidden(input_ids=row.ids_L[None], position_ids=row.positions_L[None], use_cache=False,
+                         packing=layout(row.spans, len(row.ids_L), row.ids_L.device)).last_hidden_state[0]  # fmt: skip
+    logits_TV = last_LH[row.sources_T].float() @ exact.model.lm_head.weight.t()
+    want_T = logits_TV.log_softmax(-1).gather(1, row.targets_T[:, None])[:, 0]
+    torch.testing.assert_close(fine_T, want_T, rtol=0, atol=1e-5)
+    assert (coarse_T - want_T).abs().max() > 1e-3
+
+
+def test_log_probs_of_what_top_k_and_top_p_left():
+    row, policy = one_row(), tiny.policy()
+    whole_T, cut_T = policy(row, 0.8)[0], policy(row, 0.8, top_p=0.5, top_k=40)[0]
+    assert (cut_T > whole_T).all()  # the same logits over less mass
+    assert torch.equal(policy(row, 0.8, 1.0, 0)[0], whole_T)
 
 
 def test_a_temperature_divides_the_logits_before_the_softmax():
