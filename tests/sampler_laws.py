@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 
-from rl.records import Completion, Prompt, Sampling
+from rl.batch import Counts, pack
+from rl.policy import Policy
+from rl.records import Completion, Group, Prompt, Sampling
 from rl.sampler import Sampler, fingerprint
 from rl.sync import sync
 from tests import tiny
@@ -96,6 +99,58 @@ def greedy_is_arg_max(sampler: Sampler) -> None:
         with torch.no_grad():
             logits = model(torch.tensor([prompt + c.ids])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == list(c.ids)
+
+
+def truncated(sampler: Sampler) -> None:
+    """Under top-k and top-p the log-probs are those of the cut, renormalised distribution, and the learner's are the same.
+
+    Plain calculation: the k likeliest tokens; of these, renormalised, the fewest that hold the mass p. Tokens whose mass reaches p within
+    rounding are left out of the comparison.
+    """
+    model, policy = tiny.plain(), tiny.policy()
+    for top_p, top_k, temperature in ((0.8, 0, 1.0), (1.0, 5, 0.7), (0.7, 12, 1.3)):
+        sampling = Sampling(n=8, max_tokens=12, temperature=temperature, seed=7, top_p=top_p, top_k=top_k)
+        made = sampler.generate(ids(), sampling)
+        compared = bent = edges = 0
+        for prompt, c in ((p, c) for p, completions in zip(ids(), made, strict=True) for c in completions):
+            with torch.no_grad():
+                logits_TV = model(torch.tensor([prompt + c.ids])).logits[0, len(prompt) - 1 : -1] / temperature
+            for logits_V, token, sampled in zip(logits_TV, c.ids, c.logprobs, strict=True):
+                expected, clear = _cut(logits_V, token, top_p, top_k)
+                edges += not clear
+                compared += clear
+                bent += clear and abs(float(logits_V.log_softmax(-1)[token]) - expected) > 0.05
+                assert not clear or abs(sampled - expected) <= BOUND
+        assert compared > 200
+        assert bent > 0.9 * compared  # the whole distribution's would have been noticed
+        assert _unlike(policy, made, sampling) <= edges < 5
+    greedy = Sampling(n=1, max_tokens=6, temperature=0.0)
+    assert sampler.generate(ids(), replace(greedy, top_p=0.5, top_k=2)) == sampler.generate(ids(), greedy)
+
+
+def _cut(logits_V: torch.Tensor, token: int, top_p: float, top_k: int) -> tuple[float, bool]:
+    """Log-prob of `token` after the cut; and whether no token stands on the cut's edge, where rounding decides."""
+    p_V = logits_V.double().softmax(-1)
+    order = p_V.argsort(descending=True)[: top_k or None].tolist()
+    mass = float(p_V[order].sum())
+    kept, held, clear = [], 0.0, True
+    for t in order:
+        if top_p < 1 and held / mass >= top_p:
+            break
+        kept.append(t)
+        held += float(p_V[t])
+        clear &= top_p == 1 or abs(held / mass - top_p) > 1e-5
+    assert token in kept or not clear
+    return math.log(float(p_V[token]) / held), clear
+
+
+def _unlike(policy: Policy, made: Sequence[Sequence[Completion]], sampling: Sampling) -> int:
+    """Tokens whose log-prob is another one in the learner's policy over packed rows."""
+    given = [Group(p, tuple(c)) for p, c in zip(prompts(), made, strict=True)]
+    batch = pack(given, [[0.0] * sampling.n] * len(given), loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=2048)
+    with torch.no_grad():
+        ours = [policy(row, sampling.temperature, sampling.top_p, sampling.top_k)[0] for row in batch.rows]
+    return sum(int(((o - row.sampled_T).abs() > BOUND).sum()) for o, row in zip(ours, batch.rows, strict=True))
 
 
 def log_probs_equal_the_learners_after_updates(sampler: Sampler) -> float:

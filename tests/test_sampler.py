@@ -24,7 +24,9 @@ def sampler():
 
 
 @pytest.mark.parametrize(
-    "law", [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
+    "law",
+    [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max, laws.truncated],
+    ids=lambda law: law.__name__,
 )
 def test_law(sampler, law):
     law(sampler)

@@ -46,7 +46,9 @@ def learner():
 
 
 @pytest.mark.parametrize(
-    "law", [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max], ids=lambda law: law.__name__
+    "law",
+    [laws.shape, laws.seeds, laws.finished, laws.distribution, laws.greedy_is_arg_max, laws.truncated],
+    ids=lambda law: law.__name__,
 )
 def test_law(engine, law):
     law(engine)
@@ -56,15 +58,20 @@ def test_log_probs_equal_the_learners_after_updates(sampler, record_property):
     record_property("largest_difference", laws.log_probs_equal_the_learners_after_updates(sampler))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_the_engines_own_generate_gives_the_same(engine, temperature):
-    """Our loop over the engine's steps against vLLM's, bit for bit."""
+@pytest.mark.parametrize(("temperature", "flat"), [(1.0, True), (1.0, False), (0.0, True)])
+def test_the_engines_own_generate_gives_the_same(engine, temperature, flat):
+    """Our loop over the engine's steps against vLLM's, bit for bit, in both of its forms."""
     from vllm import SamplingParams
 
     made = engine.generate(laws.ids(), Sampling(n=4, max_tokens=24, temperature=temperature, seed=9))
     torch.manual_seed(9)
     params = SamplingParams(
-        temperature=temperature, max_tokens=24, stop_token_ids=list(engine.stops), logprobs=0, detokenize=False
+        temperature=temperature,
+        max_tokens=24,
+        stop_token_ids=list(engine.stops),
+        logprobs=0,
+        flat_logprobs=flat,
+        detokenize=False,
     )
     requests = [{"prompt_token_ids": list(p)} for p in laws.ids() for _ in range(4)]
     results = [r.outputs[0] for r in engine.llm.generate(requests, params, use_tqdm=False)]
