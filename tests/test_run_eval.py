@@ -28,9 +28,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def command(model: str, questions: str, out: Path) -> list[str]:
-    return [
-        "--model", model, "--tasks", questions, "--k", "256", "--max-tokens", "3", "--template", "plain", "--engine", "transformers", "--out", str(out),
-    ]  # fmt: skip
+    sampling = ["--k", "256", "--max-tokens", "3", "--template", "plain", "--engine", "transformers"]
+    return ["--model", model, "--tasks", questions, *sampling, "--out", str(out)]
 
 
 def test_kill_nine_and_again_gives_the_same_files(tiny: str, questions: str, tmp_path: Path, root: Path) -> None:
@@ -96,6 +95,18 @@ def test_stored_completions_need_no_model(data_root: Path, tmp_path: Path, capsy
     assert main([*args, "--out", str(tmp_path)]) == 0
     assert "gsm8k: 1319 questions x 1: lenient 1.0000 [0.99" in capsys.readouterr().out
     assert read_settings(tmp_path)[0].mode == "regrade"
+
+
+def test_overlap_with_the_training_set_is_told_before_the_score(
+    questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.jsonl").write_text('{"question": "Other things"}\n{"text": "What is 3+1? It is 4."}\n')
+    (tmp_path / "answers.jsonl").write_text('{"text": "The answer is 1."}\n' * 12)
+    args = ["--task", questions, "--completions", str(tmp_path / "answers.jsonl"), "--train", str(tmp_path / "train.jsonl")]
+    assert main([*args, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert said.index("sums/3") < said.index("sums: 12 questions x 1")
+    assert json.loads((tmp_path / "out/contamination.json").read_text())[0]["task"] == "sums"
 
 
 def test_the_audit_runs_programs(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
