@@ -191,6 +191,19 @@ def _second_bos_plain(sampler: Any) -> None:
     sampler._batch = lambda prompts, sampling: batch([[2, *p] for p in prompts], sampling)
 
 
+def _by_version(sampler: Any) -> None:
+    """A fault for each version of the weights, so that one worker shows them all."""
+    right, batch = sampler.load, sampler._batch
+
+    def load(weights: Any, version: int) -> None:
+        sampler.load, sampler._batch = right, batch
+        {3: _skips_one, 4: _stale_version, 5: _second_bos_plain}.get(version, lambda _: None)(sampler)
+        sampler.load(weights, version)
+        sampler.load = load
+
+    sampler.load = load
+
+
 def _at_load(happens: Callable[[], Any]) -> Callable[[Any], None]:
     def planted(sampler: Any) -> None:
         load = sampler.load
@@ -207,11 +220,9 @@ def _at_load(happens: Callable[[], Any]) -> Callable[[Any], None]:
 
 
 _LOADS: dict[str, Callable[[Any], None]] = {
-    "load:skips": _skips_one,
-    "load:ignores": _stale_version,
+    "load:by_version": _by_version,
     "load:cache": _stale_cache,
     "load:bos": _second_bos,
-    "load:bos_plain": _second_bos_plain,
     "load:hangs": _at_load(lambda: time.sleep(3600)),
     "load:raises": _at_load(lambda: _raise(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))),
     "load:killed": _at_load(lambda: os.kill(os.getpid(), signal.SIGKILL)),
