@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from eval import report
 from eval.compare_markdown import markdown
 from eval.estimators import Estimate, student
 from eval.figures import VERDICTS, estimate, members, right_PG, samples_of, spread
@@ -209,16 +210,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="eval.compare", description="Evaluations on the same questions, each against the first."
     )
     parser.add_argument("folders", nargs="+", help="of evaluations; the base model's, or the teacher's, first")
-    parser.add_argument("--out", required=True, help="folder for report.md and results.json")
+    parser.add_argument("--out", required=True, help="folder for report.html, report.md and results.json")
     given = parser.parse_args(argv)
     try:
         found = compare(given.folders)
+        page = report.write_comparison(given.folders, found, given.out)
     except ValueError as error:
         print(f"eval.compare: {error}", file=sys.stderr)
         return 2
     write_atomic(Path(given.out) / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_atomic(Path(given.out) / "report.md", markdown(found) + "\n")
-    print(markdown(found, shown=0))
+    print(f"{markdown(found, shown=0)}\n\nreport {page}")
     return 0
 
 

@@ -35,6 +35,7 @@ from rl.data import Source
 
 SIZES = (8, 13)
 MOST = 0.7  # share of n-grams from which PaLM calls a question contaminated
+FILE = "contamination.json"  # in the folder of an evaluation
 BATCH = 2000  # training rows that are held at once
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 SIGN = re.compile(WORD.pattern + r"|[-+*/=<>^!|()]")
@@ -283,10 +284,27 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def to_json(found: Sequence[Contamination]) -> str:
-    """What contamination.json of an evaluation's folder holds: one object for each test set and n."""
-    rows = [asdict(c) | {"exact": c.exact, "whole": c.whole, "most": c.most} for c in found]
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+def enter(folder: str | Path, found: Sequence[Contamination], train: Sequence[str]) -> None:
+    """Write it into contamination.json of an evaluation's folder: one object for each test set and n; other test sets stay there."""
+    new = [asdict(c) | {"exact": c.exact, "whole": c.whole, "most": c.most, "training": list(train)} for c in found]
+    kept = [row for row in entered(folder) if row["task"] not in {c.task for c in found}]
+    rows = sorted([*kept, *new], key=lambda row: (row["task"], row["n"]))
+    write_atomic(Path(folder) / FILE, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def entered(folder: str | Path) -> list[dict[str, Any]]:
+    """What `enter` wrote there, [] where nobody looked. Raises ValueError for a damaged file."""
+    path = Path(folder) / FILE
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        whole = all(
+            row["found"] is not None and {"task", "n", "questions", "rows", "most", "exact"} <= set(row) for row in rows
+        )
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged; delete it, and look again with --train or `python -m eval.contamination --out`")
+    return list(rows)
 
 
 def markdown(found: Sequence[Contamination], shown: int = 20) -> str:
@@ -327,7 +345,7 @@ def main(argv: Sequence[str] | None = None, sources: Mapping[str, Source] | None
         print(f"eval.contamination: {error}", file=sys.stderr)
         return 2
     if given.out:
-        write_atomic(Path(given.out) / "contamination.json", to_json(found))
+        enter(given.out, found, given.train)
     print(markdown(found))
     return 0
 

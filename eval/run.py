@@ -18,9 +18,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is impo
 
 from eval import report, tasks
 from eval.answer import CodeGrader
-from eval.contamination import contamination, enter, markdown, training_texts
-from eval.contamination import Contamination, contamination, enter, training_texts
-from eval.contamination import markdown as overlap_table
+from eval.contamination import Contamination, contamination, enter, markdown, training_texts
 from eval.evaluate import Options, evaluate, tell
 from eval.regrade import regrade
 from rewards.score import Text
@@ -59,13 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train", nargs="+", default=[], help="what was trained on: overlap with each test set is listed before its score"
     )
-    parser.add_argument(
-        "--train",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="what the model was trained on: its overlap with the questions is reported",
-    )
     parser.add_argument("--limit", type=int, default=0, help="an even draw of so many questions a task; 0: all")
     parser.add_argument("--k", type=int, default=1, help="samples a question")
     parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; default: 0 for one sample, else 1")
@@ -96,13 +87,6 @@ def _run(args: argparse.Namespace, sources: Sources | None) -> int:
         return max(audit(name, rows[name]) for name in names)
     out = Path(args.out or f"runs/eval-{_name(args.model or args.completions)}")
     overlap = _overlap(args.train, rows, sources) if args.train else []
-    if args.train:
-        texts = (text for name in args.train for text in training_texts(name, sources))
-        found = contamination(
-            texts, {tasks.short(name): [(r["id"], r["question"]) for r in part] for name, part in rows.items()}
-        )
-        enter(out, found, args.train)
-        print(markdown(found), flush=True)
     if args.completions:
         tell(tasks.short(names[0]), regrade(names[0], args.completions, args.field, rows[names[0]], out))
     else:
@@ -117,7 +101,7 @@ def _overlap(train: Sequence[str], rows: Mapping[str, Sequence[Row]], sources: S
     """Which questions stand in the training sets; said before any score."""
     tests = {tasks.short(name): [(row["id"], row["question"]) for row in own] for name, own in rows.items()}
     found = contamination((text for name in train for text in training_texts(name, sources)), tests)
-    print(overlap_table(found, shown=3), flush=True)
+    print(markdown(found, shown=3), flush=True)
     return found
 
 
