@@ -4,9 +4,10 @@
     python -m bench.fit_step --out fit.json --cases 7b-lora,20b-lora --engine vllm --limit 120
     python -m bench.fit_step --tiny                               # a dry run on a CPU
 
-Random weights of a published shape, made on the device; random tokens; the repository's own Learner. One update warms up (kernels, moments),
-`--updates` are measured. `--engine reserve` holds the engine's share of the card as a block of memory; `vllm` starts a real one with
-dummy weights in the same process and samples from it too (graphs are left out: they cost a minute). Results are written after each case.
+Random weights of a published shape, made on the device; random tokens; the repository's own Learner. One update warms up (kernels,
+moments), `--updates` are measured. `--engine reserve` holds the engine's share of the card as a block of memory; `vllm` starts a real
+one with dummy weights in the same process and samples from it too (graphs are left out: they cost a minute). Results are written after
+each case.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def prediction(config: Any, shape: Any, where: dict[str, Any]) -> dict[str, Any]
     taken = times(setup, card, engine(setup))
     return {
         "fits": plan.fits(setup, uses), "torch_gib": uses[0].torch_peak / GIB, "card_gib": max(u.peak for u in uses) / GIB,
-        "parts_gib": {k: v / GIB for k, v in uses[0].learn.items()}, "learn_s": taken.learn, "generate_s": taken.generate, "card": card.name,
+        "parts_gib": {k: v / GIB for k, v in uses[0].learn.items()}, "learn_s": taken.learn, "generate_s": taken.generate,
+        "card": card.name,
     }  # fmt: skip
 
 
@@ -359,8 +361,8 @@ def line(found: dict[str, Any]) -> str:
     p = found["planned"]
     return (
         f"{found['case']:<14} update {found['learn_s']:7.2f} s (planned {p['learn_s']:.2f})  {found['tokens_per_s']:9,.0f} positions/s  "
-        f"learner {found['torch_gib']:6.1f} GiB (planned {p['torch_gib']:.1f})  card {found['card_gib']:6.1f} GiB (planned {p['card_gib']:.1f})"
-        f"  engine {found['engine']}  {found['total_s']:.0f} s in all"
+        f"learner {found['torch_gib']:6.1f} GiB (planned {p['torch_gib']:.1f})  card {found['card_gib']:6.1f} GiB "
+        f"(planned {p['card_gib']:.1f})  engine {found['engine']}  {found['total_s']:.0f} s in all"
     )
 
 

@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         config = configs.load(args.recipe, args.overrides)
+        if args.ranks > 1 and config.rollout.placement == "colocated" and config.rollout.sampler == "vllm":
+            raise ValueError(f"--ranks {args.ranks} wants engines in processes of their own: add rollout.placement=processes")
         card = cards()[args.card]
         if args.price is not None:
             card = dataclasses.replace(card, price=args.price)

@@ -124,7 +124,7 @@ def activations(setup: Setup, work: Work) -> float:
     if setup.compiled:
         casts = 0.0  # compiled layers cast inside
     head_forward, head_backward, held = head(setup, work)
-    return max(forward + casts + head_forward, forward + head_backward, forward + transient + held)
+    return max(forward + casts + head_forward, forward + head_backward, forward + transient + held, plain.end + held)
 
 
 def head(setup: Setup, work: Work) -> tuple[float, float, float]:

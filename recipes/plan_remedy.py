@@ -107,10 +107,13 @@ def four_bits(setup: Setup) -> tuple[Setup, str] | None:
 
 
 def more_cards(setup: Setup) -> tuple[Setup, str] | None:
-    """Twice the cards, the learner's state sharded over them."""
+    """Twice the cards, the learner's state sharded over them; the engine is then in a process of its own, on one of them."""
     if not setup.cuda or setup.ranks >= 8:
         return None
-    return replace(setup, ranks=2 * setup.ranks, sharded=True), f"--ranks {2 * setup.ranks}"
+    text = f"--ranks {2 * setup.ranks}"
+    if setup.config.rollout.placement == "colocated" and setup.config.rollout.sampler == "vllm":
+        setup, text = _set(setup, "rollout", f"{text} rollout.placement=processes", placement="processes", sleep=False)
+    return replace(setup, ranks=2 * setup.ranks, sharded=True), text
 
 
 ORDER: tuple[Change, ...] = (
@@ -147,6 +150,8 @@ def _apply(setup: Setup, changes: Sequence[Change]) -> Remedy | None:
             if not (one := again(setup)):
                 continue
             setup, text = one
+            if change is more_cards:
+                texts.pop("rollout.sleep", None)
             texts[text.partition("=")[0].partition(" ")[0]] = text  # a later value of the same key replaces the earlier
     return _remedy(setup, tuple(texts.values()))
 

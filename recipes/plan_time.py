@@ -1,8 +1,8 @@
 """Seconds a step and of the whole run on a stated card.
 
 Learner: products at a share of the card's rate, everything else at a share of its bandwidth; both counted in plan_trace.py. Generation:
-a step of the engine takes the longer of its host's work and its card's (weights and cached keys read once, 2 operations a weight and
-token); prompts are read once. The constants were fitted to measurements on one H200 (November 2026), named beside each; hosts differ by
+a step of the engine takes the longer of its host's work and its card's (weights read or multiplied with, 2 operations a weight and token,
+whichever takes longer, and cached keys read); prompts are read once. The constants were fitted to measurements on one H200 (November 2026), named beside each; hosts differ by
 up to 2x in what the host does, so generation of small models is known no better than that.
 """
 
@@ -152,7 +152,8 @@ def generation(setup: Setup, card: Card, other: EngineUse, prompts: int, sequenc
     steps = longest if fit >= sequences else sequences * mean / fit + longest / 2
     tokens = sequences * mean
     host = steps * STEP_S + tokens * TOKEN_S
-    read = steps * 2 * parameters / parallel + tokens * (setup.prompt + mean / 2) * kv_bytes(shape) / parallel
-    busy = read / (DECODE * card.bandwidth) + 2 * parameters * tokens / parallel / (PREFILL * card.rate)
+    weights = max(steps * 2 * parameters / (DECODE * card.bandwidth), 2 * parameters * tokens / (PREFILL * card.rate))
+    cached = tokens * (setup.prompt + mean / 2) * kv_bytes(shape) / (DECODE * card.bandwidth)
+    busy = (weights + cached) / parallel
     prefill = 2 * parameters * prompts * setup.prompt / parallel / (PREFILL * card.rate)
     return max(host, busy) + prefill

@@ -69,6 +69,7 @@ class Cost:
     kept: float  # of those after it, what products and attention have read or written: compiled layers keep little else
     lean: float  # of these, without what only a product has read: compiled for little memory, layers make that again
     backward: float  # bytes at the peak of the backward pass
+    end: float  # the same where it has reached the embedding
     matmul: float  # floating-point operations of products: forward, recomputation, backward
     attention: float  # the same of attention
     moved: float  # bytes that all other operations read and write
@@ -168,7 +169,7 @@ def _cost(text: str, of: type, work: Work, kind: Kind) -> Cost:
         # The fake form of the experts' grouped product knows bf16 only.
         found, wider = _cost(text, of, work, replace(kind, base="bfloat16", autocast=False)), 1.3 if kind.autocast else 2.0
         return replace(
-            found, **{name: wider * getattr(found, name) for name in ("state", "forward", "kept", "lean", "backward")}
+            found, **{name: wider * getattr(found, name) for name in ("state", "forward", "kept", "lean", "backward", "end")}
         )
     first = 1 + int(getattr(config, "first_k_dense_replace", 0) or 0)  # DeepSeek's first layers have no experts
     if config.num_hidden_layers <= first:
@@ -203,6 +204,17 @@ def _once(config: Any, work: Work, kind: Kind) -> Cost:
         )
         ids = torch.zeros(1, work.positions, dtype=torch.int64)
         with Meter(work.pairs, [*weights, *(w.grad for w in trained if w.grad is not None)]) as meter:
+            tops: list[int] = []  # the peak until the embedding's gradient
+
+            def reached(_: torch.Tensor) -> None:
+                tops.append(meter.peak)
+                meter.peak = meter.live
+
+            def embedded(*ends: Any) -> None:
+                if ends[-1].requires_grad:
+                    ends[-1].register_hook(reached)
+
+            model.get_input_embeddings().register_forward_hook(embedded)
             with torch.autocast("cpu", torch.bfloat16, enabled=kind.autocast):
                 hidden = model.base_model(input_ids=ids, position_ids=ids, use_cache=False, packing=packing).last_hidden_state
                 inside = meter.live
@@ -218,7 +230,8 @@ def _once(config: Any, work: Work, kind: Kind) -> Cost:
         casts=inside - forward,
         kept=kept,
         lean=lean,
-        backward=meter.peak,
+        backward=max([*tops, 0]) or meter.peak,
+        end=meter.peak if tops else 0,
         **{name: meter.sums[name] for name in ("matmul", "attention", "moved", "launches")},
     )
 
