@@ -46,7 +46,8 @@ FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it loses nothing m
 class Shared:
     """A test question of which the training set has something.
 
-    `text` is the longest run of its words that the training set has; `train` the first row with most of its n-grams.
+    `text` is the longest run of its words that the training set has; `train` the row that holds the question, or
+    the one that had most of its n-grams first.
     """
 
     id: str

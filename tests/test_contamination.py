@@ -30,6 +30,7 @@ def test_shares_by_hand() -> None:
     assert only.share == pytest.approx(2 / 3)  # a..h and c..j of three 8-grams
     assert only.text == "a b c d e f g h"
     assert (got.exact, got.whole, got.most, got.short) == (0, 0, 0, 0)
+    assert found(["a b c d e f g h", *["x"] * BATCH, "a b c d e f g h"]).found[0].train == "t0"
     assert found(["a b c d e f g"]).found == ()  # seven words are no 8-gram
     assert found(["a b c d", "e f g h i j"]).found == ()  # an n-gram does not go on in the next row
 
