@@ -13,6 +13,7 @@ each case.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -113,14 +114,21 @@ def launch(name: str, args: argparse.Namespace) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 why = f"longer than {args.limit} s"
             finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
+                end(child)
         found = json.loads(out.read_text()) if out.exists() else {"case": name}
         if why:
             tail = [text for text in log.read_text(errors="replace").splitlines() if text.strip()][-12:]
             found |= {"error": found.get("error") or why, "log": tail}
         return found
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """A launcher ends its ranks, which have sessions of their own, when it is asked to; then whatever is left of it."""
+    for ask in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is None:
+            os.killpg(child.pid, ask)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(15)
 
 
 def run_case(args: argparse.Namespace) -> int:

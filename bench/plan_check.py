@@ -43,9 +43,8 @@ def main(argv: list[str]) -> int:
         for name, (planned, measured, off) in compare(found).items():
             within = name not in PROMISED or abs(off) <= PROMISED[name]
             kept &= within
-            print(
-                f"{found['case']:<14} {name:<10} planned {planned:8.2f}  measured {measured:8.2f}  {off:+6.1f} %{'' if within else '  MISSED'}"
-            )
+            mark = "" if within else "  MISSED"
+            print(f"{found['case']:<14} {name:<10} planned {planned:8.2f}  measured {measured:8.2f}  {off:+6.1f} %{mark}")
     return 0 if kept else 1
 
 

@@ -1,9 +1,10 @@
 """Seconds a step and of the whole run on a stated card.
 
 Learner: products at a share of the card's rate, everything else at a share of its bandwidth; both counted in plan_trace.py. Generation:
-a step of the engine takes the longer of its host's work and its card's (weights read or multiplied with, 2 operations a weight and token,
-whichever takes longer, and cached keys read); prompts are read once. The constants were fitted to measurements on one H200 (November 2026), named beside each; hosts differ by
-up to 2x in what the host does, so generation of small models is known no better than that.
+a step of the engine takes the longer of its host's work and its card's: weights are read or multiplied with (2 operations a weight and
+token), whichever takes longer, and cached keys are read; prompts are read once a group. The constants were fitted to measurements on
+one H200 (November 2026), named beside each; hosts differ by up to 2x in what the host does, so generation of small models is known no
+better than that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from recipes.plan_memory import EngineUse, Setup, kv_bytes, layers, row
 
 # 1.5B, packed rows of 16k and 32k, forward + backward: 40,075, 52,532, 50,811, 43,439 (checkpointed), 64,803 (compiled) tokens/s.
-PRODUCTS = 0.85  # of the rate of one large product
+PRODUCTS = 0.80  # of the rate of one large product
 ATTENTION = 0.4  # of the card's stated rate
 TRAFFIC = 0.6  # of its bandwidth
 FUSED = 0.4  # of the layers' traffic that is left when they are compiled
