@@ -2,7 +2,7 @@
 
 The log-probs are those of the distribution that was sampled: logits / temperature, cut to the top-k and the top-p of what is left
 (as vLLM cuts them), reduced in fp32. Full logits [T, V] never exist: the forward pass keeps one number a token (the normaliser), the
-backward pass makes each chunk's logits again and turns them in place into their own gradient,
+backward pass makes each chunk's logits again (a lone chunk's are still there) and turns them in place into their own gradient,
   d log p(y) / d logit_v = (1[v = y] - p_v) / temperature,
 so a chunk costs four matrix products and two passes over its logits. On CUDA those passes are compiled into one kernel each.
 Axes: T tokens, H hidden size, V vocabulary.
@@ -42,7 +42,7 @@ def token_logprobs(
     """log p(targets) and the entropy of each token's distribution, both [T] in fp32; the entropy carries no gradient.
 
     The product with `weight_VH` runs in the dtype of `hidden_TH`. A sampled token counts as kept whatever the cut says of it: the
-    sampler's rounding may differ at the edge.
+    sampler's rounding may differ at the edge. Logits that fit one chunk are not made again.
     """
     return _TokenLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T, cut, compiled)
 
@@ -66,13 +66,15 @@ class _TokenLogprobs(torch.autograd.Function):
         floors: list[Tensor | None] = []
         with torch.autocast(device, enabled=False):
             weight, bias = _cast(weight_VH, bias_V, hidden_TH.dtype)
-            for part in chunks(len(targets_T), len(weight), device):
+            parts = chunks(len(targets_T), len(weight), device)
+            for part in parts:
                 logits_TV = torch.nn.functional.linear(hidden_TH[part], weight, bias)
                 floors.append(None if cut.whole else floor(logits_TV, cut))
                 found.append(stats(logits_TV, targets_T[part], temperature, floors[-1]))
         logprobs_T, entropy_T, normaliser_T = (torch.cat(pieces) for pieces in zip(*found, strict=True))
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T, normaliser_T, temperature)
         ctx.floors, ctx.compiled = floors, compiled
+        ctx.logits_TV = logits_TV if len(parts) == 1 and any(ctx.needs_input_grad) else None  # the backward pass comes next
         ctx.mark_non_differentiable(entropy_T)
         return logprobs_T, entropy_T
 
@@ -89,7 +91,9 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             weight, bias = _cast(weight_VH, bias_V, dtype)
             for part, floor_T in zip(chunks(len(targets_T), len(weight), device), ctx.floors, strict=True):
-                logits_TV = torch.nn.functional.linear(hidden_TH[part], weight, bias)
+                logits_TV, ctx.logits_TV = ctx.logits_TV, None  # to be written over
+                if logits_TV is None:
+                    logits_TV = torch.nn.functional.linear(hidden_TH[part], weight, bias)
                 scale_T = grad_T[part] / temperature
                 slopes_TV = slope(logits_TV, targets_T[part], temperature, floor_T, normaliser_T[part], scale_T)
                 if grad_hidden_TH is not None:
@@ -127,12 +131,15 @@ def _slope(
     logits_TV: Tensor, targets_T: Tensor, temperature: Tensor, floor_T: Tensor | None, normaliser_T: Tensor, scale_T: Tensor
 ) -> Tensor:
     """scale * (1[v = target] - p_v), [T, V], written over the logits."""
-    p_TV = (logits_TV.float() / temperature - normaliser_T[:, None]).exp()
+    p_TV = (logits_TV.float() / temperature).sub_(normaliser_T[:, None]).exp_()
     if floor_T is not None:
         p_TV = p_TV.masked_fill(~_kept(logits_TV, targets_T, floor_T), 0.0)
     # In fp32 before the rounding: of a token that is nearly certain, 1 - p is what matters.
-    slopes_TV = ((_is_target(logits_TV, targets_T).float() - p_TV) * scale_T[:, None]).to(logits_TV.dtype)
-    return logits_TV.copy_(slopes_TV)
+    if torch.compiler.is_compiling():  # one pass
+        p_TV = p_TV - _is_target(logits_TV, targets_T).float()
+    else:  # without a mask as large as the logits
+        p_TV.scatter_add_(1, targets_T[:, None], torch.full_like(normaliser_T, -1.0)[:, None])
+    return logits_TV.copy_(p_TV.mul_(-scale_T[:, None]))
 
 
 def _is_target(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
