@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from rl import adapters
 from rl.config import Config
 from rl.learn import Learner, accelerator
 from rl.policy import Policy, load_model
@@ -50,11 +53,13 @@ def learner(config: Config, model: str, folder: Path) -> Learner:
     acc = accelerator(config, folder)
 
     def policy() -> Policy:
-        import torch
-
         return Policy(load_model(model, dtype=torch.float32))
 
-    return Learner(config, policy(), policy() if config.algorithm.kl else None, acc)
+    trained = policy()
+    if config.model.lora.rank:
+        torch.manual_seed(0)
+        adapters.attach(trained.model, config.model.lora, model)
+    return Learner(config, trained, policy() if config.algorithm.kl and not config.model.lora.rank else None, acc)
 
 
 def drive(one: Learner, program: Callable[[Learner], None]) -> None:
