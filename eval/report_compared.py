@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from eval.compare_markdown import bound, p_value, share
 from eval.report_plots import kind, reach, scale, whiskers
-from eval.report_words import interval, ordered
+from eval.report_words import interval, named, ordered
 from eval.report_words import share as value
 from rl.report_plots import percent
 
@@ -105,7 +105,7 @@ def _gaps(column: str, groups: Found, base: str, other: str, models: Found) -> s
     for name in (base, other):
         s = models[name]["spread"][column]
         told.append(
-            f"{name}: {s['high_group']} is best, {s['low_group']} worst, {100 * s['value']:.1f} points apart "
+            f"{name}: {named(column, s['high_group'])} is best, {named(column, s['low_group'])} worst, {100 * s['value']:.1f} points apart "
             f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
         )
     sure = [name for name, g in groups.items() if g["p_holm"] < 0.05]

@@ -17,7 +17,7 @@ from eval import report_browser
 from eval.report_compared import compared_groups, compared_results, group_link
 from eval.report_overlap import overlap_section
 from eval.report_plots import lengths, reach, scale, thresholds, whiskers
-from eval.report_words import SHORT, facts, gap, interval, measured, measures, ordered, share
+from eval.report_words import SHORT, facts, gap, interval, measured, measures, ordered, remarks, share
 from rl import report_html as run_page
 from rl.report_plots import percent
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from eval.report import Evaluation
 
 POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{report_browser.SOURCE}'"
+FEW = 10  # questions; a smaller group's interval may leave its chart
 MANY, ENDS = 12, 5  # more groups than MANY: the best and the worst ENDS, the rest behind a click
 
 CHAINS = {"rule": "Rules, on the first sample", "model": "Vote of k samples", "combined": "Rules, else the vote"}
@@ -76,7 +77,7 @@ def _head(models: Sequence[Evaluation], title: str, found: Mapping[str, Any] | N
 def _meta(known: Mapping[str, str]) -> str:
     wide = {True: ' class="wide"', False: ""}
     cells = "".join(
-        f"<div{wide[len(value) > 60]}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in known.items()
+        f"<div{wide[len(value) > 32]}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in known.items()
     )
     return f'<dl class="meta">{cells}</dl>'
 
@@ -90,8 +91,8 @@ def _results(m: Evaluation) -> str:
     for i, (task, f) in enumerate(m.figures.items()):
         cells = "".join(f'<td class="n" data-label="{name}">{_value(shown[task][key])}</td>' for key, name in keys)
         sampled = m.settings[task].mode != "loglikelihood"
-        cells += f'<td class="n" data-label="Truncated">{share(f["truncated"]) if sampled else "-"}</td>'
-        cells += f'<td class="n" data-label="Tokens">{format(f["tokens"]["value"], ",.0f") if sampled else "-"}</td>'
+        cells += f'<td class="n" data-label="Truncated">{share(f["truncated"]) if sampled else ""}</td>'
+        cells += f'<td class="n" data-label="Tokens">{format(f["tokens"]["value"], ",.0f") if sampled else ""}</td>'
         marks = [("lenient", "main", shown[task]["lenient"]), ("strict", "second", shown[task]["strict"])]
         marks = marks[:1] if not sampled else marks
         if several and shown[task]["pass"]:
@@ -106,7 +107,7 @@ def _results(m: Evaluation) -> str:
     legend = [("lenient", "main"), ("strict", "second"), *((("pass@k", "third"),) if several else ())]
     return (
         f'<h2>Accuracy</h2><p class="note">{_how()}</p>{_legend(legend)}<table class="results stack"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>{_no_verdict(m)}{_powers(m) if several else ''}"
+        f"<tbody>{''.join(rows)}</tbody></table>{_remarks(m)}{_powers(m) if several else ''}"
     )
 
 
@@ -117,11 +118,9 @@ def _how() -> str:
     )
 
 
-def _no_verdict(m: Evaluation) -> str:
-    told = [
-        f"{task}: {percent(f['no_verdict'])} of the samples got no verdict" for task, f in m.figures.items() if f["no_verdict"]
-    ]
-    return f'<p class="note">{escape("; ".join(told))}.</p>' if told else ""
+def _remarks(m: Evaluation) -> str:
+    told = [line for task in m.figures for line in remarks(task, m.settings[task], m.figures[task])]
+    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in told)}</ul>' if told else ""
 
 
 def _powers(m: Evaluation) -> str:
@@ -135,7 +134,7 @@ def _powers(m: Evaluation) -> str:
 
 
 def _value(e: Mapping[str, Any] | None) -> str:
-    return f"{share(e)} <small>{interval(e)}</small>"
+    return f"{share(e)} <small>{interval(e)}</small>" if e else ""
 
 
 def _legend(names: Sequence[tuple[str, str]]) -> str:
@@ -151,7 +150,7 @@ def _groups(m: Evaluation) -> str:
                 f'<h3>{escape(task)} by {escape(column)}</h3><p class="note">{escape(gap(column, groups, f["spread"][column]))}</p>'
             )
             names = ordered(groups, lambda g: g["lenient"]["value"])
-            high = reach([g["lenient"]["high"] for g in groups.values()])
+            high = reach([g["lenient"]["high" if g["questions"] >= FEW else "value"] for g in groups.values()])
             sampled = m.settings[task].mode != "loglikelihood"
             if len(names) > MANY:
                 parts.append(_group_table(i, column, groups, names[:ENDS] + names[-ENDS:], high, sampled))

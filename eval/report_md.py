@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from eval.report_words import facts, gap, measured, measures, overlap, share
+from eval.report_words import facts, gap, measured, measures, overlap, remarks, share
 from rl.report_plots import percent
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
     for task, found in evaluation.figures.items():
         for column, spread in found["spread"].items():
             yield f"- {task}: {_cell(gap(column, found['by'][column], spread))}"
-        if found["no_verdict"]:
-            yield f"- {task}: {percent(found['no_verdict'])} of the samples got no verdict"
+        yield from (f"- {line}" for line in remarks(task, evaluation.settings[task], found))
     for task, c in evaluation.chains.items():
         saved = c["tokens"]["saved"]
         yield (

@@ -37,10 +37,11 @@ def results(evaluation: Evaluation) -> dict[str, Any]:
         counts[task] = {"original": s.rows, "effective": found["questions"]}
         subjects = found["by"].get("subject", {}) if task == "mmlu" else {}
         for subject, f in subjects.items():
-            entries[f"{task}_{subject}"] = {"alias": f" - {subject}", **_pair("acc", "none", f["lenient"])}
+            entries[f"{task}_{subject}"] = {"alias": subject, **_pair("acc", "none", f["lenient"])}
             counts[f"{task}_{subject}"] = {"original": f["questions"], "effective": f["questions"]}
+        subtasks[task] = [f"{task}_{subject}" for subject in subjects]
         if subjects:
-            groups[task], subtasks[task] = entries[task], [f"{task}_{subject}" for subject in subjects]
+            groups[task] = entries[task]
     first, parent = next(iter(tasks.values())), {sub: task for task, subs in subtasks.items() for sub in subs}
     of = {name: tasks[parent.get(name, name)] for name in entries}
     return {
@@ -88,7 +89,8 @@ def _metrics(s: Settings, found: Figures) -> dict[str, Any]:
 
 
 def _pair(metric: str, filtered: str, e: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{metric},{filtered}": e["value"], f"{metric}_stderr,{filtered}": e["se"]}
+    """One question has no standard error; their word for that is N/A."""
+    return {f"{metric},{filtered}": e["value"], f"{metric}_stderr,{filtered}": e["se"] if math.isfinite(e["se"]) else "N/A"}
 
 
 def _config(s: Settings) -> dict[str, Any]:

@@ -48,6 +48,13 @@ def measures(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
     }  # fmt: skip
 
 
+def remarks(task: str, settings: Settings, figures: Mapping[str, Any]) -> list[str]:
+    """What a reader of a task's figures must know beside them."""
+    told = [f"{task}: {percent(figures['no_verdict'])} of the samples got no verdict"] if figures["no_verdict"] else []
+    cut = settings.extra.get("prompts_cut", 0)
+    return told + ([f"{task}: {cut:,} prompts are longer than the model takes and lost their beginning"] if cut else [])
+
+
 def facts(settings: Iterable[Settings]) -> dict[str, str]:
     """What a reader needs to repeat it. Where tasks differ in a fact, each value names its tasks."""
     parts = list(settings)
@@ -83,10 +90,16 @@ def gap(column: str, groups: Mapping[str, Any], spread: Mapping[str, Any]) -> st
     top, bottom = (groups[name]["lenient"]["value"] for name in (high, low))
     sure = "more than chance makes of equal groups" if spread["low"] > 0 else "no more than chance can make of equal groups"
     return (
-        f"Largest gap by {column}: {high} {percent(top)} over {low} {percent(bottom)}, {100 * spread['value']:.1f} points "
+        f"Largest gap by {column}: {named(column, high)} ({percent(top)}) over {named(column, low)} ({percent(bottom)}), "
+        f"{100 * spread['value']:.1f} points "
         f"(95 % interval {100 * spread['low']:.1f} to {100 * spread['high']:.1f}, corrected for having picked it among "
         f"{spread['groups']} groups; p {p_value(spread['p'])}): {sure}."
     )
+
+
+def named(column: str, group: str) -> str:
+    """A group in a sentence: `steps 2`, `astronomy`."""
+    return f"{column} {group}" if group.isdigit() else group
 
 
 def ordered(groups: Mapping[str, Any], value: Any) -> list[str]:
