@@ -1,7 +1,8 @@
 """The one door: `python -m recipes.run recipes/X.toml key.sub=value ... [--dry-run] [--resume] [--only rollout] [--replay FILE]`.
 
-Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason. Launched on
-several ranks (`accelerate launch`, recipes/accelerate/), rank 0 does all of this and the others follow it (rl/ranks.py).
+Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason. 130, 143:
+ended by ctrl-C or SIGTERM. Launched on several ranks (`accelerate launch`, recipes/accelerate/), rank 0 does all of this and the others
+follow it (rl/ranks.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    # Of several ranks a collective may wait for one that is gone; there a signal ends the process as it always did.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL if "RANK" in os.environ else _terminate)
     try:
         if args.only and (args.replay or args.resume):
             raise ValueError("--only rollout makes groups.jsonl from the start: it goes with neither --replay nor --resume")
@@ -77,8 +81,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say_why(2, error)
     except (Stopped, SyncError, RewardFailed, FloatingPointError) as error:
         return _say_why(1, f"stopped: {error}")
+    except Terminated:
+        return _say_why(143, "terminated; go on with --resume")
     except KeyboardInterrupt:
         return _say_why(130, "interrupted; go on with --resume")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: everything is closed as after ctrl-C."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: closing is not torn apart
+    raise Terminated
 
 
 def _say_why(code: int, reason: object) -> int:

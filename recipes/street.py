@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,21 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
     acc.init_trackers(config.name)  # they make files: only for a run whose input is right
     leading = acc.is_main_process  # the only one that samples
     sampler = make_sampler(config, tokenizer, acc.device, min(context, limit), model) if sampling and leading else None
-    reference = None
-    if config.algorithm.kl and learning and not config.model.lora.rank:
-        dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
-        reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
-    learner = Learner(config, Policy(model, config.model.fp32_head), reference, acc)
-    with acc.autocast():
-        check_head(learner.policy, _probe(task.train[0]).to(acc.device))
-    learner.begin()
-    engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, canaries(task.train))
-    if sampler is not None:
-        prove(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
+    with ExitStack() as failed:
+        if sampler is not None:
+            failed.callback(sampler.close)
+        reference = None
+        if config.algorithm.kl and learning and not config.model.lora.rank:
+            dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
+            reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
+        learner = Learner(config, Policy(model, config.model.fp32_head), reference, acc)
+        with acc.autocast():
+            check_head(learner.policy, _probe(task.train[0]).to(acc.device))
+        learner.begin()
+        engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, canaries(task.train))
+        if sampler is not None:
+            prove(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
+        failed.pop_all()
     return engine
 
 
