@@ -26,14 +26,8 @@ class Ahead:
     """A Feed with a thread of its own that samples. `bound` in steps, `updates` optimiser updates a step."""
 
     def __init__(self, maker: Maker, cursor: int, done: int, steps: int, *, bound: int, updates: int, finish: bool) -> None:
-        self.maker, self.cursor, self.steps, self.bound, self.updates, self.finish = (
-            maker,
-            cursor,
-            steps,
-            bound,
-            updates,
-            finish,
-        )
+        self.maker, self.cursor, self.steps, self.bound = maker, cursor, steps, bound
+        self.updates, self.finish = updates, finish
         self.done, self.making, self.pausing, self.closed = done, False, False, False
         self.state = threading.Condition()
         self.queue: SimpleQueue[Made | BaseException] = SimpleQueue()
@@ -51,7 +45,8 @@ class Ahead:
                 groups = list(made.groups)
                 for i, group in zip(old, new, strict=True):
                     groups[i] = group
-                made = Made(groups, made.cursor, made.numbers | {"groups_refused": float(len(old))})
+                refused = made.numbers.get("groups_refused", 0.0) + len(old)
+                made = Made(groups, made.cursor, made.numbers | {"groups_refused": refused})
         self.cursor = made.cursor
         return made
 
@@ -91,11 +86,13 @@ class Ahead:
             self.state.notify_all()
 
     def close(self) -> None:
-        """The sampler must have been closed first where samples may be under way."""
+        """Nothing new is begun. What is under way ends with the sampler, which the caller closes next; nobody waits for it here."""
         with self.state:
             self.closed = True
             self.state.notify_all()
-        self.thread.join(10)
+            busy = self.making
+        if not busy:
+            self.thread.join()
 
     def _run(self, cursor: int, step: int) -> None:
         try:

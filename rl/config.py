@@ -282,9 +282,10 @@ def _check_rollout(r: Rollout) -> None:
         raise ValueError(
             "rollout.sleep gives the memory of a colocated vLLM engine to the learner: other samplers hold none here"
         )
-    if r.oversample and not r.max_staleness:
+    if r.oversample and r.max_staleness < 2:
         raise ValueError(
-            "rollout.oversample: groups beyond the step's are used in the next one, one step stale: set rollout.max_staleness >= 1"
+            f"rollout.oversample with rollout.max_staleness = {r.max_staleness}: what a step leaves over is older still in the next one "
+            "and would be sampled anew; set rollout.max_staleness >= 2"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rewards.scorer import Pending, RewardError, Scorer
@@ -43,6 +43,7 @@ class Maker:
     def make(self, step: int, cursor: int, clock: Clock | None = None) -> Made:
         """The groups of `step`, from position `cursor` on. Raises rollout.RewardFailed, guard.Stopped."""
         r, clock = self.config.rollout, clock or Clock()
+        refused = self._drop_old(step)
         wave = _Wave(self, cursor)
         groups = dict(self.spare)
         positions = [p for p in wave.positions if p not in groups]
@@ -54,7 +55,16 @@ class Maker:
             groups |= dict(zip(positions + wave.positions[known:], sampled, strict=True))
             # Scores that came after the last sample may have found more that teaches nothing.
             positions = wave.missing(groups) if r.refill else []
-        return self._select(groups, wave)
+        made = self._select(groups, wave)
+        return replace(made, numbers=made.numbers | {"groups_refused": float(refused)}) if refused else made
+
+    def _drop_old(self, step: int) -> int:
+        """Spare groups that the learner of `step` would refuse are sampled anew; returns how many."""
+        c = self.config
+        oldest = (step - 1 - c.rollout.max_staleness) * c.algorithm.minibatches * c.algorithm.inner_epochs
+        fresh = {p: g for p, g in self.spare.items() if min(c.version for c in g.completions) >= oldest}
+        dropped, self.spare = len(self.spare) - len(fresh), fresh
+        return dropped
 
     def again(self, step: int, groups: Sequence[Group]) -> list[Group]:
         """The same prompts under the weights of now."""
@@ -67,18 +77,21 @@ class Maker:
         wanted, refill = self.config.rollout.prompts, bool(self.config.rollout.refill)
         positions = sorted(groups)
         useful = [p for p in positions if not refill or not zero_variance(groups[p].rewards)]
+        idle = sorted(set(positions) - set(useful))
         if len(useful) >= wanted:
             kept = useful[:wanted]
             cursor = kept[-1] + 1
         else:  # the budget is spent: the step keeps its size, the rest carries no gradient
-            idle = [p for p in positions if p not in set(useful)]
             kept, cursor = sorted(useful + idle[: wanted - len(useful)]), positions[-1] + 1
         self.spare = {p: groups[p] for p in positions if p >= cursor}
-        numbers = {}
+        numbers: dict[str, float] = {}
         if refill:
             before = [p for p in positions if p < cursor]
-            numbers = {"refilled": float(len(wave.positions) - wave.begun), "groups_wasted": float(len(before) - len(kept))}
-            numbers["zero_variance_sampled"] = 1 - sum(p in set(useful) for p in before) / len(before)
+            numbers = {
+                "refilled": float(len(wave.positions) - wave.begun),
+                "groups_wasted": float(len(before) - len(kept)),
+                "zero_variance_sampled": sum(p < cursor for p in idle) / len(before),
+            }
         return Made([groups[p] for p in kept], cursor, numbers)
 
 
@@ -88,9 +101,10 @@ class _Wave:
     def __init__(self, maker: Maker, cursor: int) -> None:
         r = maker.config.rollout
         self.maker, self.wanted = maker, r.prompts
-        self.begun = r.prompts + math.ceil(r.prompts * r.oversample)
-        self.most = self.begun + math.floor(r.prompts * r.refill)
-        self.positions = list(range(cursor, max([cursor + self.begun, *(p + 1 for p in maker.spare)])))
+        begun = r.prompts + math.ceil(r.prompts * r.oversample)
+        self.most = begun + math.floor(r.prompts * r.refill)
+        self.positions = list(range(cursor, max([cursor + begun, *(p + 1 for p in maker.spare)])))
+        self.begun = len(self.positions)
         self.useless = sum(zero_variance(g.rewards) for g in maker.spare.values())
         self.waiting: list[Sequence[Pending]] = []
 

@@ -54,6 +54,36 @@ def test_a_prompt_is_finished_with_the_batch_of_its_last_completion(monkeypatch)
     assert happened == ["batch", 0, "batch", 1, "batch", 2]  # of 9 completions 4, 4 and 1
 
 
+def test_prompts_that_done_adds_are_sampled_too(sampler):
+    heard, prompts = [], laws.ids()
+
+    def done(index, completions):
+        heard.append(index)
+        return {0: prompts[2:4], 3: prompts[4:5]}.get(index)
+
+    made = sampler.generate(prompts[:2], Sampling(n=3, max_tokens=8, temperature=0.0), done)
+    assert sorted(heard) == [0, 1, 2, 3, 4]
+    alone = sampler.generate(prompts[:5], Sampling(n=3, max_tokens=8, temperature=0.0))
+    assert [[c.ids for c in m] for m in made] == [[c.ids for c in m] for m in alone]
+
+
+def test_a_call_within_a_call_moves_no_draw_of_the_outer_one():
+    """Canaries are greedy and served between two batches; samples are those they would have been without."""
+    sampler, sampling = start(tiny.path(), batch=4), Sampling(n=3, max_tokens=8, seed=3)
+    alone, served = sampler.generate(laws.ids(), sampling), []
+
+    def between():
+        if not sampler.inner:
+            sampler.inner = True
+            served.extend(sampler.generate(laws.ids()[:2], Sampling(n=1, max_tokens=8, temperature=0.0)))
+            sampler.inner = False
+
+    sampler.inner, sampler.between = False, between
+    assert sampler.generate(laws.ids(), sampling) == alone
+    assert len(served) >= 4
+    assert sampler.generate(laws.ids(), sampling) == alone  # and the next call begins with its own seed
+
+
 @pytest.fixture
 def bent(tmp_path):
     """A folder whose generation config bends the distribution, as those of chat models do."""
