@@ -52,7 +52,8 @@ class Learner:
         if config.model.gradient_checkpointing:
             policy.checkpoint_layers(config.model.checkpoint_share)
         if config.learn.compile == "always" or (config.learn.compile == "cuda" and acc.device.type == "cuda"):
-            policy.compile_layers(lean=config.model.gradient_checkpointing)
+            for each in filter(None, (policy, reference)):
+                each.compile_layers(lean=config.model.gradient_checkpointing)
         policy.train()
         self.ranks = ranks.Ranks(acc, self)
         self.ranks.wait()  # for the one that read the weights
