@@ -10,7 +10,7 @@ is one trial whatever rho is. `exact` rows enumerate all outcomes in place of dr
 2,000 draws have a standard error of 0.49 %: by chance alone one row in 25 lies more than 1 % off, so a claim about every row needs more.
 
 Measured with 10,000 draws, seed 1: at 500 and at 1,319 questions each of the 180 rows of mean, paired and ratio and of the exact ones
-is within 95 +- 1 % (0.945 to 0.956). At 30 questions mean reaches 0.943 to 0.984 (0.944 to 0.966 for p from 0.2 to 0.8, above that only
+is within 95 +- 1 % (0.945 to 0.956). At 30 questions mean reaches 0.943 to 0.984 (0.954 to 0.965 for p from 0.2 to 0.8, above that only
 where hardly a question speaks), paired 0.945 to 0.997, ratio 0.931 to 0.978, the percentile bootstrap 0.824 to 0.941; one answer a
 question 0.930 to 0.974, where at p = 0.05 no rule can be nearer than 0.939.
 """
