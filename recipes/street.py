@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from recipes.nano import problems as nano
 from rewards.sandbox import tier
 from rewards.scorer import InProcess, Scorer, needs_pool
 from rewards.workers import RewardPool
-from rl import adapters, data
+from rl import adapters, curriculum, data
 from rl.ahead import Ahead
 from rl.batch import Counts, pack
 from rl.config import Config
@@ -50,6 +50,7 @@ class Task:
 
     train: list[Prompt]
     heldout: list[Prompt]
+    parts: list[list[int]] | None = None  # of train, easy to hard (data.curriculum)
 
 
 def budget(config: Config) -> int:
@@ -75,7 +76,12 @@ def load_task(config: Config, tokenizer: Any) -> Task:
         raise ValueError(
             f"{len(both)} held-out questions stand in data.train too (first: {both[0]}): the result would mean nothing"
         )
-    return Task(data.prompts(train, *render), data.prompts(heldout, *render))
+    task = Task(data.prompts(train, *render), data.prompts(heldout, *render))
+    if not config.data.curriculum:
+        return task
+    parts, told = curriculum.load(config.data.curriculum, task.train)
+    print(told, flush=True)
+    return replace(task, parts=parts)
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def make_feed(
         return Replay(replay)
     assert engine.sampler is not None
     assert scorer is not None
-    maker = Maker(config, engine.sampler, scorer, task.train, data.Order(len(task.train), config.run.seed))
+    maker = Maker(config, engine.sampler, scorer, task.train, data.Order(len(task.train), config.run.seed, task.parts))
     r = config.rollout
     if not r.max_staleness:
         return InTurn(maker, cursor)

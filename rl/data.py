@@ -68,17 +68,25 @@ def prompts(rows: Sequence[Row], template: str, tokenizer: Any, max_tokens: int)
 class Order:
     """The endless, shuffled order of `count` items: epoch after epoch, each a permutation of its own.
 
+    With `parts` (of the indices 0 .. count-1, see curriculum.py) each epoch goes through them in turn and is shuffled inside each.
+
     >>> Order(3, seed=0).take(0, 6) == Order(3, seed=0).take(0, 2) + Order(3, seed=0).take(2, 4)
     True
+    >>> Order(3, seed=0, parts=[[2], [0, 1]]).take(3, 1)
+    [2]
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
+    def __init__(self, count: int, seed: int, parts: Sequence[Sequence[int]] | None = None) -> None:
+        self.count, self.seed, self.parts = count, seed, parts or [range(count)]
+        assert sorted(i for part in self.parts for i in part) == list(range(count)), "each item once"
         self._epoch = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> list[int]:
-        order = list(range(self.count))
-        random.Random(f"order/{self.seed}/{epoch}").shuffle(order)
+        order, draw = list[int](), random.Random(f"order/{self.seed}/{epoch}")
+        for part in self.parts:
+            shuffled = list(part)
+            draw.shuffle(shuffled)
+            order += shuffled
         return order
 
     def take(self, start: int, count: int) -> list[int]:

@@ -95,3 +95,19 @@ def test_the_count_goes_on_after_a_resume(name: str) -> None:
     assert stops(second, **{name: 1.0})
     assert second.memory() == {"truncated": second.memory()["truncated"], "zero_variance": second.memory()["zero_variance"]}
     assert len(second.memory()[name]) == 5  # no more than it needs
+
+
+def test_stale_steps_may_differ_by_the_drift_and_no_more() -> None:
+    """Then the policies are two; a step without stale samples is held to rounding, also in a run that samples ahead."""
+    watch = Watch(Guard(drift=0.3), TOLERANCE)
+    feed(watch, 3, staleness_max=1.0, mismatch=0.3)
+    told = stops(watch, staleness_max=1.0, mismatch=0.31)
+    assert "differ by 0.31 nats in the mean (allowed 0.3)" in told
+    assert "too stale for this learn.lr: lower it, or rollout.max_staleness" in told
+    assert "allowed 1e-05" in stops(watch, staleness_max=0.0, mismatch=0.3)
+    assert "Stale weights, another temperature" in stops(watch, mismatch=0.3)
+    assert "differ by nan" in stops(watch, staleness_max=1.0, mismatch=float("nan"))
+
+
+def test_the_drift_never_tightens_the_tolerance() -> None:
+    feed(Watch(Guard(mismatch=0.5, drift=0.1), TOLERANCE), 1, staleness_max=2.0, mismatch=0.4)
