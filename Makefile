@@ -20,9 +20,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready-$(SETTING)
 endif
 
-# On several processes: PROCESSES=8, sharded over this host's GPUs; ACCELERATE names another file of recipes/accelerate/.
+# On several processes: PROCESSES=8, sharded over this host's GPUs, replicated on a CPU; ACCELERATE=recipes/accelerate/... for another way.
 RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
-	recipes/accelerate/fsdp2.yaml,recipes/accelerate/cpu.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
+	recipes/accelerate/fsdp2.yaml,recipes/accelerate/ddp.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
 
 .PHONY: help setup r1-zero eval report test check format pins clean
 

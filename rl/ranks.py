@@ -224,6 +224,10 @@ def shard(module: nn.Module, model: Any, device: torch.device) -> None:
     may have read none), a unit at a time, so that no rank ever holds them all on its device.
     """
     precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if device.type == "cuda" else None, reduce_dtype=torch.float32)
+    if coarse := [n for n, p in module.named_parameters() if not p.is_floating_point()]:
+        raise ValueError(
+            f"weights in 4 bits ({coarse[0]}) cannot be sharded over ranks: launch with recipes/accelerate/ddp.yaml, or without model.qlora"
+        )
     names = set(getattr(model, "_no_split_modules", None) or ())
     for buffer in module.buffers():
         buffer.data = _from_first(buffer, device)

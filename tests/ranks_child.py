@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ def launch(size: int, sharded: bool, work: Callable[..., None], *args: Any, time
     ranks = [_SERVER.Process(target=_rank, args=(r, size, port, sharded, work, args), daemon=True) for r in range(size)]
     for one in ranks:
         one.start()
+    deadline = time.monotonic() + timeout_s
     for one in ranks:
-        one.join(timeout_s)
+        one.join(max(0.1, deadline - time.monotonic()))
     for one in ranks:
         if one.is_alive():
             one.kill()

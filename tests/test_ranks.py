@@ -244,7 +244,7 @@ def recipe(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launched", ["", "recipes/accelerate/fsdp2.yaml"], ids=["cpu", "fsdp2"])
+@pytest.mark.parametrize("launched", ["", "recipes/accelerate/fsdp2.yaml"], ids=["ddp", "fsdp2"])
 def test_make_with_two_processes(root: Path, recipe: tuple[Path, Path], tmp_path: Path, launched: str) -> None:
     """The recipe as a user launches it: the metrics, checkpoints and final weights are those of one rank."""
     command = [
