@@ -19,7 +19,7 @@ MMLU = replace(
     SETTINGS, task="mmlu", data="mmlu/test", template="plain", mode="loglikelihood", samples=1, temperature=0.0, max_tokens=0,
     grader="the likeliest letter", extra={"shots": 5, "prompts_cut": 3},
 )  # fmt: skip
-HOSTILE = '</script><script>document.title="broken"</script><img src=x onerror="document.title=1"><!--<script>\u2028 & \x00'
+HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1"><!--<script>\u2028 & \x00'
 SUBJECTS = ("anatomy", "astronomy", "virology")
 Text = Callable[[int, int], str]
 
