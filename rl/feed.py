@@ -4,6 +4,8 @@ Which prompts a step gets is a matter of the order alone, never of who finished 
 order* whose rewards differ (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2); everything before the last of them has been waited
 for. So answers that take long are as likely to be learned from as short ones. `cursor` is the position in the order up to which every
 prompt has been used or judged useless; it is all a checkpoint needs, for what lies behind it is sampled again.
+
+With refill and a reward pool the moment at which a refill begins depends on when scores arrive, so such a run does not repeat bit for bit.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def kind_of(completion: Mapping[str, Any]) -> str:
     """
     if completion.get("reward") is None:
         return "masked"
-    if completion.get("finish") == "length":
+    if completion.get("finish") in ("length", "loop"):
         return "truncated"
     parts = completion.get("parts") or {}
     right = (parts.get("accuracy", completion["reward"]) or 0) > 0.5

@@ -327,7 +327,7 @@ def test_several_tokens_a_step_do_not_jump_over_the_looks(sampler: VllmSampler) 
     """As with speculative decoding: 30 tokens, then 34; a look at multiples alone would miss it."""
     tap, request = sampler.tap, Request((1,), None, 0, name="x", ids=[4] * 30, logprobs=[0.0] * 30)
     tap.stop_loops, tap.requests["x"] = 16, request
-    flat = torch.zeros(8, 1).numpy()
+    flat = torch.arange(8.0)[:, None].numpy()
 
     class Output:
         request_id, new_token_ids, finish_reason = "x", [4] * 4, None
@@ -341,7 +341,7 @@ def test_several_tokens_a_step_do_not_jump_over_the_looks(sampler: VllmSampler) 
     try:
         assert tap._take([Output()], Model(), Logprobs()) == []
         assert tap._loops == [request]
-        assert (len(request.ids), len(request.logprobs)) == (34, 34)
+        assert (len(request.ids), request.logprobs[30:]) == (34, [3.0, 4.0, 5.0, 6.0])
     finally:
         tap.requests.clear()
         tap._loops.clear()

@@ -114,6 +114,27 @@ def test_interrupted_and_resumed_is_uninterrupted(
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_run_that_refills_repeats_and_resumes_exactly(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args, real = [recipe, "rollout.refill=2.0", "evaluate.problems=0", "run.steps=4", "run.save_every=2"], checkpoint.save
+    assert door.main([*args, f"run.out={tmp_path / 'whole'}"]) == 0
+    assert sum(m["refilled"] for m in timeless(tmp_path / "whole")) > 4
+
+    def save(*given):
+        real(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.checkpoint, "save", save)
+        assert door.main([*args, f"run.out={tmp_path / 'run'}"]) == 130
+    assert door.main([*args, f"run.out={tmp_path / 'run'}", "--resume"]) == 0
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
+    assert all(torch.equal(t, weights(tmp_path / "run")[n]) for n, t in weights(tmp_path / "whole").items())
+    # Each prompt of the order was used or judged: the steps' prompts follow it.
+    met = [json.loads(line)["id"] for s in range(1, 5) for line in (tmp_path / f"whole/rollouts/step-{s:06d}.jsonl").open()]
+    order = iter(f"train/{i}" for i in Order(10, seed=0).take(0, 100))
+    assert all(name in order for name in met)
+
+
 def test_resume_over_a_damaged_checkpoint(whole: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(whole, tmp_path / "run")
     file = tmp_path / "run/checkpoints/step-000006/model.safetensors"
