@@ -25,6 +25,7 @@ from rl.records import Row as Packed
 from rl.records import Span
 
 ROW_TOKENS = 16_384  # positions of a packed row
+TEXTS = 256  # tokenised in one call
 DIGITS = 6  # of the log-probs kept: what follows differs with the batch
 
 Ids = tuple[int, ...]
@@ -74,6 +75,16 @@ def continuations(contexts: Sequence[str], tokenizer: Any) -> list[Ids]:
             "this tokenizer has no tokens of their own for the letters: log-likelihood of the letters is not defined"
         )
     return found
+
+
+def tokenised(texts: Sequence[str], tokenizer: Any) -> list[Ids]:
+    """Token ids of each text. A few texts at a time and each id one object: the whole of MMLU is some 20 million tokens."""
+    same: dict[int, int] = {}
+    return [
+        tuple(same.setdefault(token, token) for token in ids)
+        for n in range(0, len(texts), TEXTS)
+        for ids in tokenizer(list(texts[n : n + TEXTS]))["input_ids"]
+    ]
 
 
 def windows(question: int, context: Ids, choices: Sequence[Ids], limit: int) -> list[Window]:
@@ -194,7 +205,7 @@ class Plan:
     def __init__(self, rows: Sequence[Row], tokenizer: Any, limit: int) -> None:
         self.rows = rows
         texts = [row["plain"] for row in rows]
-        self.contexts: list[Ids] = [tuple(ids) for ids in tokenizer(texts)["input_ids"]]
+        self.contexts = tokenised(texts, tokenizer)
         choices = continuations(texts, tokenizer)
         self.cut = sum(len(c) + max(map(len, choices)) - 1 > limit for c in self.contexts)
         self.units = units(pieces(self.contexts, choices, [row["subject"] for row in rows], limit))
