@@ -6,9 +6,7 @@ import json
 import math
 import random
 import re
-import shutil
 import struct
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from rl.report_findings import findings
 from rl.report_html import write_report
 from rl.report_plots import Line, curves, number, percent
 from rl.report_rollouts import FAILURES, best_and_worst, kind_of
+from tests.browser import browser
 
 STEPS = 60
 HOSTILE = (
@@ -415,17 +414,11 @@ def test_numbers_read_well() -> None:
 
 
 def test_a_browser_draws_the_page(tmp_path: Path, whole: Page) -> None:
-    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
-    if browser is None:
-        pytest.skip("no chromium on this machine: the page was checked by its source only")
     (tmp_path / "report.html").write_text(whole.source)
-    picture = tmp_path / "page.png"
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars"
-    flags += " --disable-background-networking --disable-component-update --disable-sync"
-    subprocess.run(
-        [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900",
-         f"--screenshot={picture}", (tmp_path / "report.html").as_uri()],
-        check=True, capture_output=True, timeout=90,
-    )  # fmt: skip
-    assert struct.unpack(">II", picture.read_bytes()[16:24]) == (1200, 900)
-    assert picture.stat().st_size > 20_000  # a blank page compresses to less
+    with browser(tmp_path) as tab:
+        tab.size(1200, 900)
+        tab.open(tmp_path / "report.html")
+        picture = tab.picture(tmp_path / "page.png").read_bytes()
+        assert tab.errors == []
+    assert struct.unpack(">II", picture[16:24]) == (1200, 900)
+    assert len(picture) > 20_000  # a blank page compresses to less
