@@ -26,6 +26,7 @@ from eval.figures import VERDICTS, estimate, members, right_PG, samples_of, spre
 from eval.intervals import bootstrap, largest_gap, ratio_of_means
 from eval.paired import holm, paired
 from eval.records import Answered, Settings, read_samples, read_settings, write_atomic
+from eval.report_words import facts
 
 # two evaluations that differ in one of these did not measure the same thing; in this order the first is named
 SAME = {
@@ -68,7 +69,10 @@ def compare(folders: Sequence[str | Path]) -> dict[str, Any]:
         tasks[task] = _task(_aligned(parts))
     _correct([c[v] for v in VERDICTS[:1] for t in tasks.values() for c in t["comparisons"]])
     _correct([c[v] for v in VERDICTS[1:] for t in tasks.values() for c in t["comparisons"]])
-    models = [asdict(settings[name][shared[0]]) | {"name": name} for name in names]
+    models = [
+        {"name": name, "facts": facts(of[task] for task in shared), "settings": {task: asdict(of[task]) for task in shared}}
+        for name, of in settings.items()
+    ]
     return {"base": names[0], "models": models, "tasks": tasks, "notes": list(dict.fromkeys(notes))}
 
 

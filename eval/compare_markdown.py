@@ -19,8 +19,7 @@ def markdown(found: Mapping[str, Any], shown: int = SHOWN) -> str:
 
 def _models(found: Mapping[str, Any]) -> Iterator[str]:
     for i, m in enumerate(found["models"]):
-        made = f"weights {m['model_hash'][:12]}, grader {m['grader']} {m['grader_version'][:12]}, {m['date']}"
-        yield f"{i}. {m['name']}: {m['model']}, {made}"
+        yield f"{i}. {m['name']}. " + ". ".join(f"{name}: {value}" for name, value in m["facts"].items())
 
 
 def _table(found: Mapping[str, Any]) -> Iterator[str]:
