@@ -23,7 +23,7 @@ def link(text: str, **wanted: Any) -> str:
 
 
 def group_link(task: int, column: str, name: str) -> str:
-    return link(name, task=task, group=f"{column}={name}")
+    return link(named(column, name), task=task, group=f"{column}={name}")
 
 
 def compared_results(found: Found) -> str:
@@ -58,7 +58,7 @@ def _model_row(i: int, j: int, name: str, of: Found, look: str, high: float) -> 
     c = next((c for c in of["comparisons"] if c["model"] == name), None)
     cells = [("Strict", f"{value(m['strict'])} <small>{interval(m['strict'])}</small>")]
     cells += [("Lenient", f"{value(m['lenient'])} <small>{interval(m['lenient'])}</small>")]
-    tokens = f"{m['tokens']['value']:,.0f}" if m["tokens_total"] else "-"
+    tokens = f"{m['tokens']['value']:,.0f}" if m["tokens_total"] else ""
     if c is None:
         cells += [(word, "") for word in ("Difference", "p", "Won / lost", "Retained")]
     else:
@@ -68,8 +68,8 @@ def _model_row(i: int, j: int, name: str, of: Found, look: str, high: float) -> 
         cells += [("Difference", f'<span class="{sure.strip()}">{_points(d)}</span> <small>{_range(d)}</small>')]
         cells += [("p", f"{p_value(d['p'])} <small>Holm {p_value(d['p_holm'])}</small>"), ("Won / lost", won)]
         cells += [("Retained", _ratio(c["retention"]))]
-        tokens += f" <small>{_cost(c['tokens'])}</small>" if m["tokens_total"] else ""
-    cells += [("Tokens", tokens), ("Truncated", percent(m["truncated"]) if m["tokens_total"] else "-")]
+        tokens += _cost(c["tokens"]) if m["tokens_total"] else ""
+    cells += [("Tokens", tokens), ("Truncated", percent(m["truncated"]) if m["tokens_total"] else "")]
     row = "".join(f'<td class="n" data-label="{word}">{text}</td>' for word, text in cells)
     marks = [(f"{name}, lenient", look, m["lenient"])]
     swatch = f'<i class="swatch box {look}"></i>'
@@ -108,7 +108,7 @@ def _gaps(column: str, groups: Found, base: str, other: str, models: Found) -> s
             f"{name}: {named(column, s['high_group'])} is best, {named(column, s['low_group'])} worst, {100 * s['value']:.1f} points apart "
             f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
         )
-    sure = [name for name, g in groups.items() if g["p_holm"] < 0.05]
+    sure = [named(column, name) for name, g in groups.items() if g["p_holm"] < 0.05]
     changed = (
         f"{len(sure)} of {len(groups)} groups changed beyond chance (Holm): {', '.join(sure[:8])}"
         if sure
@@ -158,4 +158,5 @@ def _ratio(ratio: Found | None) -> str:
 
 
 def _cost(tokens: Found) -> str:
-    return f"{tokens['difference']:+.0f} [{bound(tokens['low'])}, {bound(tokens['high'])}], {share(tokens['ratio'])}"
+    apart = f"{tokens['difference']:+.1f} [{bound(tokens['low'])}, {bound(tokens['high'])}]"
+    return f" <small>{apart}</small> <small>{share(tokens['ratio'])}</small>"

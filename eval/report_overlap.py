@@ -17,37 +17,47 @@ WHOLE = {"exact": "word for word", "words": "all words"}
 
 
 def overlap_section(models: Sequence[Evaluation]) -> str:
-    """Tables and lists of every model; where nobody looked it says so."""
+    """Tables and lists, once for models with the same; where nobody looked it says so."""
     parts = ["<h2>Training questions in the test sets</h2>"]
+    told: list[Evaluation] = []
     for m in models:
-        title = f"<h3>{escape(m.name)}</h3>" if len(models) > 1 else ""
-        if not m.overlap:
+        if any(m.overlap == other.overlap for other in told):
+            continue
+        told.append(m)
+        same = [other.name for other in models if other.overlap == m.overlap]
+        parts.append(f"<h3>{escape(', '.join(same))}</h3>" if len(models) > 1 else "")
+        if m.overlap:
+            parts += [_overlap_table([other for other in models if other.overlap == m.overlap]), *map(_overlap_list, m.overlap)]
+        else:
             parts.append(
-                f'{title}<p class="note"><span class="badge">not looked for</span> Name what the model was trained on, '
+                '<p class="note"><span class="badge">not looked for</span> Name what the model was trained on, '
                 "<code>--train FILE</code>, and the questions that stand in it are listed here, before any score.</p>"
             )
-            continue
-        parts += [title, _overlap_table(m), *map(_overlap_list, m.overlap)]
     return "".join(parts)
 
 
-def _overlap_table(m: Evaluation) -> str:
-    rows = []
-    for row in m.overlap:
+def _overlap_table(models: Sequence[Evaluation]) -> str:
+    rows, overlap = [], models[0].overlap
+    for row in overlap:
         counts = (row["questions"], row.get("short", 0), row["exact"], row.get("whole", 0), row["most"], len(row["found"]))
         cells = "".join(f'<td class="n">{count:,}</td>' for count in counts)
         rows.append(f'<tr><td>{escape(row["task"])}</td><td class="n">{row["n"]}</td>{cells}</tr>')
     names = ("n", "questions", "fewer than n words", "word for word", "all words", "70 % of n-grams", "any n-gram")
     head = "<th>Test set</th>" + "".join(f'<th class="n">{name}</th>' for name in names)
     clean = "".join(
-        f"<li>{escape(task)} without the {e['left_out']:,} of them: {measured(e)} right (lenient)</li>"
+        f"<li>{escape(_of(m, models))}{escape(task)} without the {e['left_out']:,} of 70 % or more: {measured(e)} right (lenient)</li>"
+        for m in models
         for task, e in m.clean.items()
     )
-    source = f"Training set: {trained_on(m.overlap)}, {m.overlap[0]['rows']:,} rows. n-grams are of words."
+    source = f"Training set: {trained_on(overlap)}, {overlap[0]['rows']:,} rows. n-grams are of words."
     return (
         f'<p class="note">{escape(source)}</p><div class="scroll"><table class="results"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>" + (f'<ul class="notes">{clean}</ul>' if clean else "")
     )
+
+
+def _of(m: Evaluation, models: Sequence[Evaluation]) -> str:
+    return f"{m.name}, " if len(models) > 1 else ""
 
 
 def _overlap_list(row: Mapping[str, Any]) -> str:
