@@ -148,7 +148,7 @@ def learning_model(config: Config, device: torch.device) -> Any:
     quantization = adapters.four_bits(device) if m.qlora else None
     model = load_model(m.path, dtype=dtype, trust_remote_code=m.trust_remote_code, quantization=quantization)
     if m.lora.rank:
-        adapters.attach(model, m.lora, resolve(m.path))
+        adapters.attach(model, m.lora, resolve(m.path), config.run.seed)
     return model
 
 

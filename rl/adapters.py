@@ -30,15 +30,20 @@ NAME = "default"  # peft's own for the only adapter
 PREFIX = "base_model.model."  # that peft puts before the names it saves
 
 
-def attach(model: Any, lora: Lora, base: str) -> None:
-    """Inject adapters into `model`, which was loaded from `base`; from here on only they are trained. Raises ValueError."""
+def attach(model: Any, lora: Lora, base: str, seed: int = 0) -> None:
+    """Inject adapters into `model`, which was loaded from `base`; from here on only they are trained. Raises ValueError.
+
+    `seed` draws A, here and nowhere else: a run is a function of its recipe.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_targets(model, lora.targets),
         task_type="CAUSAL_LM", base_model_name_or_path=base,
     )  # fmt: skip
-    inject_adapter_in_model(config, model, adapter_name=NAME)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=NAME)
     model.peft_config = {NAME: config}
     for p in model.parameters():
         if p.requires_grad:
@@ -118,7 +123,7 @@ def save(model: Any, folder: Path, fetch: Fetch | None = None) -> None:
 
 def _fetch(model: nn.Module) -> Fetch:
     parameters = dict(model.named_parameters())
-    return lambda names: ((name, _dequantised(parameters[name].detach())) for name in names)
+    return lambda names: ((name, _dequantised(parameters[name]).detach()) for name in names)
 
 
 def _dequantised(weight: Any) -> Tensor:

@@ -107,6 +107,19 @@ def test_peft_loads_what_is_saved(tmp_path):
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8.0, tiny.path())
 
 
+def test_a_seed_draws_the_adapter_and_disturbs_no_other_draw():
+    made = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        before = torch.get_rng_state()
+        model = load_model(tiny.path(), dtype=torch.float32)
+        torch.set_rng_state(before)
+        adapters.attach(model, LORA, "", seed=7)
+        assert torch.equal(torch.get_rng_state(), before)
+        made.append(dict(adapters.adapter(model)))
+    assert all(torch.equal(a, made[1][n]) for n, a in made[0].items())
+
+
 def test_targets_are_checked():
     model = load_model(tiny.path(), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"'query' is no linear layer below the head; .*q_proj"):
@@ -154,7 +167,13 @@ def test_a_run_with_lora_from_end_to_end(tmp_path, tiny, capsys):
     from recipes import run as door
 
     recipe = write_recipe(tmp_path, tiny)
-    lora = ["model.lora={rank=4, alpha=8}", "algorithm.reference_every=0", "run.steps=4", "run.save_every=2"]
+    lora = [
+        "model.lora={rank=4, alpha=8}",
+        "algorithm.reference_every=0",
+        "run.steps=4",
+        "run.save_every=2",
+        "learn.schedule=constant",
+    ]
     assert door.main([str(recipe), *lora, f"run.out={tmp_path / 'whole'}"]) == 0
     lines = timeless(tmp_path / "whole")
     assert [m["step"] for m in lines] == [1, 2, 3, 4]
@@ -167,6 +186,10 @@ def test_a_run_with_lora_from_end_to_end(tmp_path, tiny, capsys):
     trained = dict(model.named_parameters())
     assert any(p.abs().sum() > 0 for n, p in trained.items() if "lora_B" in n)
     assert (tmp_path / "whole/final/tokenizer.json").exists()
+    part = [str(recipe), *lora, f"run.out={tmp_path / 'part'}"]
+    assert door.main([*part, "run.steps=2"]) == 0
+    assert door.main([*part, "--resume"]) == 0
+    assert timeless(tmp_path / "part") == lines
     capsys.readouterr()
 
 
