@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from rl import engine_lora
 from rl.config import Config
 from rl.places import ProcessPlace, RayPlace, address, start_ray
 from rl.policy import resolve
@@ -20,6 +22,7 @@ START_S = 1800.0  # a large model from a slow disk, compiled for the first time
 
 def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: int, model: Any) -> Sampler:
     """The recipe's sampler, under the weights of model.path. `model` is the learner's: its sizes decide the workers' window."""
+    config = replace(config, rollout=replace(config.rollout, engine=engine_options(config, model)))
     r, trust = config.rollout, config.model.trust_remote_code
     if r.placement != "colocated":
         return make_pool(config, device, context, model)
@@ -33,6 +36,27 @@ def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: 
     )  # fmt: skip
 
 
+class AdapterPool(Pool):
+    """Workers whose engines hold the frozen base: `sync` sends them the adapter."""
+
+    adapter = True
+
+
+def engine_options(config: Config, model: Any) -> dict[str, Any]:
+    """`rollout.engine`, and with LoRA what vLLM needs to be sent the adapter alone; merged weights are sent where that cannot be."""
+    given, lora = dict(config.rollout.engine), config.model.lora
+    if config.rollout.sampler != "vllm":
+        return given
+    if not lora.rank and given.get("enable_lora"):
+        raise ValueError("rollout.engine.enable_lora without an adapter: set model.lora.rank too, or leave it out")
+    if not lora.rank or given.get("enable_lora") is False:
+        return given
+    if why := engine_lora.unsuitable(model, config.model.qlora):
+        print(f"LoRA: merged weights are synced, not the adapter alone: {why}", flush=True)
+        return given
+    return engine_lora.options(model) | given
+
+
 def make_pool(config: Config, device: torch.device, context: int, model: Any) -> Pool:
     """`rollout.workers` workers where `rollout.placement` says. Raises ValueError when one does not start."""
     r = config.rollout
@@ -41,7 +65,8 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
         start_ray()
     cards = devices(config, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    size = window_size([p.numel() for p in model.parameters()], dtype)
+    alone = bool(r.engine.get("enable_lora"))
+    size = window_size([p.numel() for n, p in model.named_parameters() if ".lora_" in n or not alone], dtype)
 
     def window(workers: int) -> Window:
         if r.placement == "ray" or (cards and card_of(device) not in cards):
@@ -58,7 +83,7 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
         parent = os.getpid() if r.placement == "processes" else None
         return Remote(name, place, spec(config, device, context, parent, slot), r.timeout_s, START_S)
 
-    return Pool(
+    return (AdapterPool if alone else Pool)(
         start, r.workers, minimum=r.min_workers, vocabulary=model.config.get_text_config().vocab_size, timeout_s=r.timeout_s,
         window=window,
     )  # fmt: skip
@@ -66,11 +91,11 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
 
 def spec(config: Config, device: torch.device, context: int, parent: int | None, slot: int) -> dict[str, Any]:
     """What a worker must know, as plain data."""
-    r = config.rollout
+    r, path = config.rollout, resolve(config.model.path)
     return {
         "parent": parent,
         "sampler": r.sampler,
-        "path": config.model.path,
+        "path": os.path.abspath(path) if os.path.isdir(path) else path,  # an actor of Ray may run in another folder
         "device": device.type,
         "context": context,
         "seed": config.run.seed + slot,

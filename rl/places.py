@@ -163,15 +163,16 @@ def start_ray() -> None:
         import ray
     except ImportError as error:
         raise ValueError(f'rollout.placement = "ray": Ray does not import here ({error}); install the extra `ray`') from None
-    if not ray.is_initialized():
-        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            ignore_reinit_error=True,
-            log_to_driver=False,
-            logging_level="ERROR",
-            **({} if os.environ.get("RAY_ADDRESS") else local),
-        )
+    if ray.is_initialized():
+        return
+    where = os.environ.get("RAY_ADDRESS")
+    local = {} if where else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as error:  # Ray raises many kinds
+        at = f"the cluster at RAY_ADDRESS = {where!r}" if where else "a cluster on this host"
+        raise ValueError(f'rollout.placement = "ray": {at} cannot be had: {str(error).splitlines()[0][:300]}') from error
 
 
 def address() -> str:
