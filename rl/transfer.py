@@ -211,7 +211,7 @@ def _group(store: Any, rank: int, ranks: int, device: torch.device, timeout_s: f
     wait = timedelta(seconds=timeout_s)
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = wait
+        options._timeout = 4 * wait  # ours, in `_broadcast`, comes first and raises; NCCL's own would end the process
         return dist.ProcessGroupNCCL(dist.PrefixStore("weights", store), rank, ranks, options)
     return dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, ranks, wait)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,15 @@ from safetensors.torch import save_file
 from rl.transfer import open_window, unpack
 
 opened, window, got = json.loads(sys.argv[1]), None, {}
-window = open_window(opened, torch.device("cpu"))
+window = open_window(opened, torch.device(sys.argv[3]))
 print("opened", flush=True)
 for line in sys.stdin:
     index, size = json.loads(line)
     if not index:
         break
-    got |= {name: weight.clone() for name, weight in unpack(index, window.arrived(size))}
+    got |= {name: weight.to("cpu", copy=True) for name, weight in unpack(index, window.arrived(size))}
     print("taken", flush=True)
+del window
 save_file(got, sys.argv[2])
 print("saved", flush=True)
 """
@@ -61,11 +63,12 @@ def same(ours, theirs) -> bool:
     )
 
 
-def send(window, workers: int, folder: Path, count: int = 1) -> list[dict[str, torch.Tensor]]:
+def send(window, workers: int, folder: Path, count: int = 1, cards: Sequence[str] = ()) -> list[dict[str, torch.Tensor]]:
     """What arrives at each of so many processes, by the steps that workers.Pool goes through."""
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", CHILD, json.dumps(window.opened(k)), str(folder / f"{k}.safetensors")],
+            [sys.executable, "-c", CHILD, json.dumps(window.opened(k)), str(folder / f"{k}.safetensors"), "cuda" if cards else "cpu"],
+            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": cards[k]} if cards else {})},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
         )
         for k in range(workers)
@@ -74,7 +77,7 @@ def send(window, workers: int, folder: Path, count: int = 1) -> list[dict[str, t
         window.join()
         assert [c.stdout.readline() for c in children] == ["opened\n"] * workers
         buckets = 0
-        for index, size in pack(iter(weights().items()), window.bytes_):
+        for index, size in pack(((n, w.to(window.bytes_.device)) for n, w in weights().items()), window.bytes_):
             buckets += 1
             for child in children:
                 child.stdin.write(json.dumps([index, size]) + "\n")
@@ -153,7 +156,7 @@ def test_a_worker_that_leaves_the_group_ends_the_broadcast(tmp_path):
     window = GroupWindow(1 << 20, torch.device("cpu"), workers=1, timeout_s=60)
     leaves = CHILD.replace('print("opened", flush=True)', 'print("opened", flush=True); sys.exit()')
     child = subprocess.Popen(
-        [sys.executable, "-c", leaves, json.dumps(window.opened(0)), "-"],
+        [sys.executable, "-c", leaves, json.dumps(window.opened(0)), "-", "cpu"],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
     )
