@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,31 @@ def adapter(model: nn.Module, fetch: Fetch | None = None) -> Iterator[tuple[str,
     """The adapter's weights in fp32, named as peft saves them."""
     for name, tensor in (fetch or _fetch(model))([n for n, _ in model.named_parameters() if ".lora_" in n]):
         yield PREFIX + name.replace(f".{NAME}.", "."), tensor
+
+
+def scaled(model: nn.Module, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """`adapter`'s weights with alpha / rank multiplied into B in fp32, then cast: for an engine that adds B A as it stands."""
+    scales = {f"{PREFIX}{name}.lora_B.weight": layer.scaling[NAME] for name, layer in _layers(model).items()}
+    for name, weight in weights:
+        yield name, (weight.detach().float() * scales.get(name, 1.0)).to(dtype)
+
+
+def frozen(
+    model: nn.Module, fetch: Callable[[Sequence[str], torch.dtype | None], Iterator[tuple[str, Tensor]]] | None, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """The weights below the adapters under the base model's names, tied ones once. `fetch`: Policy.fetch."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if ".lora_" not in name}
+    for name, weight in fetch(list(parameters), dtype) if fetch else parameters.items():
+        yield name.replace(".base_layer.", "."), weight.to(dtype)
+
+
+def targets(model: nn.Module) -> list[str]:
+    """Last parts of the names of the layers with adapters."""
+    return sorted({name.rpartition(".")[2] for name in _layers(model)})
+
+
+def rank(model: nn.Module) -> int:
+    return max(layer.r[NAME] for layer in _layers(model).values())
 
 
 def save(model: Any, folder: Path, fetch: Fetch | None = None) -> None:

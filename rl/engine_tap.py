@@ -29,6 +29,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)
     switches: list[tuple[int, int]] = field(default_factory=list)  # (token index, version from there on)
     looped: bool = False
+    adapted: bool = False  # it was enqueued with the adapter
 
     def switch(self, version: int) -> None:
         """New weights from the next token on."""
@@ -48,6 +49,7 @@ class Tap:
         self.requests: dict[str, Request] = {}  # under way, by the engine's name
         self._finished: list[Request] = []
         self._loops: list[Request] = []
+        self.adapter: Any = None  # a LoRARequest that goes with every sample
         self.scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         inner = scheduler.update_from_output
 
@@ -72,9 +74,10 @@ class Tap:
         if not requests:
             return
         inputs = [{"prompt_token_ids": list(r.prompt)} for r in requests]
-        names = self.llm.enqueue(inputs, requests[0].params, use_tqdm=False)
+        names = self.llm.enqueue(inputs, requests[0].params, lora_request=self.adapter, use_tqdm=False)
         for request, name in zip(requests, names, strict=True):
             request.name = name.partition("-")[0]  # what follows "-" is the engine's own
+            request.adapted = self.adapter is not None
             self.requests[request.name] = request
         newest = islice(reversed(self.scheduler.requests.items()), len(requests))
         held = {name.partition("-")[0]: r.prompt_token_ids for name, r in newest}
@@ -112,9 +115,8 @@ class Tap:
         self._finished = [r for r in self._finished if id(r) not in gone]
         self._loops = [r for r in self._loops if id(r) not in gone]
 
-    def restart(self, version: int) -> None:
-        """Everything under way begins again, as the first token's version says."""
-        flying = list(self.requests.values())
+    def restart(self, flying: Sequence[Request], version: int) -> None:
+        """These requests, which are under way, begin again, as the first token's version says."""
         self.abort(flying)
         for r in flying:
             r.ids, r.logprobs, r.switches, r.version = [], [], [], version

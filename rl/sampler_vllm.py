@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from rl import engine_lora
 from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
@@ -41,6 +42,7 @@ class VllmSampler(Alone):
     """`vllm.LLM` behind the Sampler protocol. `engine` is handed to vLLM as it stands in the recipe.
 
     `between` is called between two steps of the engine; it may load weights, and may itself call `generate`.
+    `engine` with `enable_lora`: `load` takes the adapter alone (engine_lora.py) and the base stays as it was loaded.
     `restart`: samples under way when weights are loaded begin again (else they go on under the new ones, their keys computed anew).
     """
 
@@ -94,15 +96,19 @@ class VllmSampler(Alone):
         }
         if not cpu:
             options["gpu_memory_utilization"] = 0.4
+        options |= dict(engine or {})
         try:
-            self.llm = LLM(
-                model=resolve(path), seed=seed, trust_remote_code=trust_remote_code, **(options | dict(engine or {}))
-            )
+            self.llm = LLM(model=resolve(path), seed=seed, trust_remote_code=trust_remote_code, **options)
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise ValueError(f"vLLM does not start with model.path = {path!r}: {lines[-1][:300]}") from error
+            way_out = (
+                "; rollout.engine.enable_lora=false does without adapters in the engine" if options.get("enable_lora") else ""
+            )
+            raise ValueError(f"vLLM does not start with model.path = {path!r}: {lines[-1][:300]}{way_out}") from error
         self.stops = self._stops(path, trust_remote_code)
         self.tap = Tap(self.llm, stop_loops)
+        self.lora = engine_lora.EngineLora(self.llm) if options.get("enable_lora") else None
+        self.adapter = self.lora is not None  # what `sync` sends
 
     def _stops(self, path: str, trust_remote_code: bool) -> tuple[int, ...]:
         from transformers import GenerationConfig
@@ -182,15 +188,20 @@ class VllmSampler(Alone):
     def load(self, weights: Weights, version: int) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.apply_model(lambda model: model.load_weights(weights))
+        if self.lora:
+            self.lora.load(weights, version)
+            self.tap.adapter = self.lora.request
+        else:
+            self.llm.apply_model(lambda model: model.load_weights(weights))
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
         flying = list(self.tap.requests.values())
-        if flying and self.restart:
-            self.tap.restart(version)
-        for request in [] if self.restart else flying:
+        # A sample that began without the adapter, before the first update, could only go on without it.
+        again = [r for r in flying if self.restart or (self.lora and not r.adapted)]
+        for request in flying:
             request.switch(version)
+        self.tap.restart(again, version)
         if not self.llm.reset_prefix_cache(reset_running_requests=bool(flying)):
             raise RuntimeError(
                 "vLLM did not empty its prefix cache after a weight update: it would answer from the old weights"
@@ -199,16 +210,19 @@ class VllmSampler(Alone):
 
     def rest(self) -> None:
         if self.sleep and not self.asleep:
-            self.llm.sleep(level=2)  # the weights come back with the next `load`
+            # The weights come back with the next `load`: from the learner, or, where it sends adapters, from this host's memory.
+            self.llm.sleep(level=1 if self.lora else 2)
             self.asleep = True
 
     def fingerprint(self) -> dict[str, int]:
+        if self.lora:
+            return self.llm.apply_model(engine_lora.prints)[0]
         return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
 
     def close(self) -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self.llm.llm_engine.engine_core.shutdown()
-        del self.tap, self.llm
+        del self.tap, self.lora, self.llm
         gc.collect()
         cleanup_dist_env_and_memory()

@@ -1,7 +1,8 @@
-"""Policy weights -> sampler, with the proof that they arrived.
+"""Policy weights -> sampler, with the proof that they arrived. With LoRA in the engine (engine_lora.py) the adapter alone is sent.
 
 After every update two things must hold for every engine, or the run stops:
- 1. the sampler's weights have the learner's fingerprint, bit for bit (a stale or half-loaded weight changes it);
+ 1. the sampler's weights, frozen ones and adapter too, have the learner's fingerprint, bit for bit (a stale or half-loaded weight
+    changes it);
  2. on canary prompts, the sampler's log-probs equal the learner's within `tolerance` (a stale prefix cache, another attention mask
     or another dtype changes them). The canaries are the same prompts each time, so a cache that survived would be used.
 """
@@ -10,16 +11,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
+from rl import adapters
 from rl.batch import Counts, pack
+from rl.engine_lora import adapter_prints
 from rl.policy import Policy
 from rl.records import Prompt, Sampling
 from rl.rollout import rollout
 from rl.sampler import Sampler, WorkerLost, fingerprint
 
 CANARY_TOKENS = 8
+_FROZEN: WeakKeyDictionary[nn.Module, dict[torch.dtype, dict[str, int]]] = WeakKeyDictionary()  # fingerprints below adapters
 
 
 class SyncError(RuntimeError):
@@ -30,7 +36,9 @@ def sync(
     policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device
 ) -> float:
     """Send the weights, prove that they arrived; returns the canaries' largest log-prob difference (nats)."""
-    sampler.load(policy.weights(sampler.dtype), version)
+    alone = adapter_alone(policy, sampler)
+    weights = adapters.scaled(policy.model, policy.adapter(), sampler.dtype) if alone else policy.weights(sampler.dtype)
+    sampler.load(weights, version)
     return prove(policy, sampler, version, canaries, tolerance, device)
 
 
@@ -38,13 +46,29 @@ def prove(
     policy: Policy, sampler: Sampler, version: int, canaries: Sequence[Prompt], tolerance: float, device: torch.device
 ) -> float:
     """The two checks above, on every engine there is; raises SyncError with the reason and the engine's name."""
-    ours, worst = fingerprint(policy.weights(sampler.dtype)), 0.0
+    ours, worst = expected(policy, sampler), 0.0
     for name, replica in sampler.replicas():
         try:
             worst = max(worst, _prove(policy, name, replica, ours, version, canaries, tolerance, device))
         except WorkerLost:
             continue  # it is counted and replaced where it is missed
     return worst
+
+
+def adapter_alone(policy: Policy, sampler: Sampler) -> bool:
+    """Whether the engines hold the frozen base themselves and take the adapter."""
+    return adapters.attached(policy.model) and getattr(sampler, "adapter", False)
+
+
+def expected(policy: Policy, sampler: Sampler) -> dict[str, int]:
+    """The learner's fingerprint of everything the engines should hold."""
+    if not adapter_alone(policy, sampler):
+        return fingerprint(policy.weights(sampler.dtype))
+    # The base never changes, and where it is sharded each look would gather it.
+    base = _FROZEN.setdefault(policy.model, {})
+    if sampler.dtype not in base:
+        base[sampler.dtype] = fingerprint(adapters.frozen(policy.model, policy.fetch, sampler.dtype))
+    return base[sampler.dtype] | adapter_prints(adapters.scaled(policy.model, policy.adapter(), sampler.dtype))
 
 
 def _prove(
