@@ -66,6 +66,8 @@ class Learner:
         if self.sharded:
             ranks.shard(policy, policy.model, acc.device)
         optimizer = make_optimizer(policy.parameters(), config.learn)
+        self.prepared: Any
+        self.optimizer: Any
         self.prepared, self.optimizer = (policy, optimizer) if self.sharded else acc.prepare(policy, optimizer)
         self.policy: Policy = acc.unwrap_model(self.prepared)
         if reference is not None:
