@@ -19,11 +19,12 @@ import transformers
 from eval import loglik, tasks
 from eval.answer import Draw, generate, grader, prompts, units
 from eval.figures import figures
+from eval.last_layer import Reader
 from eval.ledger import Ledger, Progress, claim
 from eval.provenance import commit, grader_hash, model_hash
 from eval.records import Answered, Settings
 from rl.data import Row
-from rl.policy import Policy, check_head, load_model, load_tokenizer, resolve
+from rl.policy import load_tokenizer, resolve
 from rl.prompts import render
 from rl.records import Prompt
 from rl.sampler import Sampler, TransformersSampler
@@ -77,9 +78,9 @@ def evaluate(rows_by_task: Mapping[str, Sequence[Row]], options: Options, out: P
             for p in sampled:
                 tell(p.settings.task, _answer(p, sampler, out), p.settings.extra["prompts_cut"])
     if scored:
-        policy = _policy(options, device)
+        reader = Reader(options.model, device, options.trust_remote_code)
         for p in scored:
-            tell(p.settings.task, _score(p, policy, device, out), p.settings.extra["prompts_cut"])
+            tell(p.settings.task, _score(p, reader, out), p.settings.extra["prompts_cut"])
 
 
 def _plan(
@@ -99,9 +100,10 @@ def _plan(
     shots = {"shots": entry.shots} if entry.shots else {}
     if entry.mode == "loglikelihood":
         choices = loglik.Plan(rows, tokenizer, limit)
+        sources = grader_hash("eval/loglik.py", "eval/last_layer.py")
         settings = replace(
-            settings, grader="the likeliest letter", grader_version=grader_hash("eval/loglik.py"), samples=1, temperature=0.0, seed=0,
-            max_tokens=0, top_p=1.0, engine="torch", engine_version=torch.__version__, extra={**shots, "prompts_cut": choices.cut},
+            settings, grader="the likeliest letter", grader_version=sources, samples=1, temperature=0.0, seed=0, max_tokens=0, top_p=1.0,
+            engine="torch", engine_version=torch.__version__, extra={**shots, "prompts_cut": choices.cut},
         )  # fmt: skip
         return Planned(name, entry, rows, settings, choices=choices)
     asked, cut = prompts(rows, template, tokenizer, limit - settings.max_tokens)
@@ -124,13 +126,13 @@ def _answer(p: Planned, sampler: Sampler, out: Path) -> list[Answered]:
     return ledger.finish()
 
 
-def _score(p: Planned, policy: Policy, device: torch.device, out: Path) -> list[Answered]:
+def _score(p: Planned, reader: Reader, out: Path) -> list[Answered]:
     assert p.choices is not None
     work, ids = p.choices.work(), p.choices.ids()
     ledger = Ledger(out, p.settings.task, [r["id"] for r in p.rows], ids)
     found = sum(w for w, done in zip(work, ledger.done, strict=True) if done)
     with closing(Progress(p.settings.task, len(p.rows), sum(work), found)) as progress:
-        loglik.choose(p.settings.task, p.choices, policy, device, ledger, progress.step)
+        loglik.choose(p.settings.task, p.choices, reader, ledger, progress.step)
     return ledger.finish()
 
 
@@ -145,14 +147,6 @@ def _sampler(options: Options, tokenizer: Any, device: torch.device, context: in
     return VllmSampler(
         options.model, tokenizer, device=device, max_model_len=context, trust_remote_code=trust, engine=engine
     )  # fmt: skip
-
-
-def _policy(options: Options, device: torch.device) -> Policy:
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    policy = Policy(load_model(options.model, dtype=dtype, trust_remote_code=options.trust_remote_code)).to(device).eval()
-    probe, _ = loglik.packed([loglik.Piece(2, (loglik.Window((1, 2, 3), (loglik.Query(0, 0, 2, 1),)),), (0,))])
-    check_head(policy, probe.to(device))
-    return policy
 
 
 def _engine_version(engine: str) -> str:

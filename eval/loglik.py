@@ -3,7 +3,7 @@
 What is done as there: the continuation is " A", and its tokens are those that stand behind the prompt's when both are tokenised together;
 its log-prob is the sum over these tokens; prompt and continuation are cut from the left to the model's context plus one, the last
 token being target only. What differs is the order of work: a subject's prompts begin alike (description and examples), so they are laid
-into packed rows where that beginning stands once (rl/batch.py), and all letters are read at the positions they share.
+into packed rows where that beginning stands once (rl/attention.py), and all letters are read at the positions they share.
 Axes: see rl/records.py; a question's choices are C.
 """
 
@@ -13,18 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from eval.answer import answered
+from eval.last_layer import Packed, Reader
 from eval.ledger import Ledger
 from eval.records import Sampled
 from eval.tasks import LETTERS
 from rl.data import Row
-from rl.policy import Policy
-from rl.records import Row as Packed
 from rl.records import Span
 
-ROW_TOKENS = 16_384  # positions of a packed row
+ROW_TOKENS = 8_192  # positions of a packed row
 TEXTS = 256  # tokenised in one call
 DIGITS = 6  # of the log-probs kept: what follows differs with the batch
 
@@ -180,21 +177,14 @@ def packed(unit: Sequence[Piece]) -> tuple[Packed, list[Query]]:
             spans.append(Span(start, len(ids), begin, begin + shared))
             sources += [q.source - shared + start if q.source >= shared else begin + q.source for q in window.queries]
             queries += window.queries
-    nothing = torch.zeros(0)
-    row = Packed(
-        torch.tensor(ids), torch.tensor(positions), tuple(spans), torch.tensor(sources), torch.tensor([q.target for q in queries]),
-        nothing, nothing, nothing, nothing, nothing,
-    )  # fmt: skip
-    return row, queries
+    return Packed(ids, positions, spans, sources, [q.target for q in queries]), queries
 
 
-@torch.inference_mode()
-def scored(unit: Sequence[Piece], policy: Policy, device: torch.device) -> dict[int, list[float]]:
+def scored(unit: Sequence[Piece], reader: Reader) -> dict[int, list[float]]:
     """Log-probs (nats) of each choice, by question."""
     row, queries = packed(unit)
-    logprobs_T, _ = policy(row.to(device), 1.0)
     sums = {q.question: [0.0] * (1 + max(x.choice for x in queries)) for q in queries}
-    for q, logprob in zip(queries, logprobs_T.tolist(), strict=True):
+    for q, logprob in zip(queries, reader(row), strict=True):
         sums[q.question][q.choice] += logprob
     return {i: [round(value, DIGITS) for value in values] for i, values in sums.items()}
 
@@ -222,13 +212,12 @@ class Plan:
         return [float(sum(piece.positions for piece in unit)) for unit in self.units]
 
 
-def choose(task: str, plan: Plan, policy: Policy, device: torch.device, ledger: Ledger, step: Callable[[float], None]) -> None:
+def choose(task: str, plan: Plan, reader: Reader, ledger: Ledger, step: Callable[[float], None]) -> None:
     """Score the units that `ledger` does not hold; `step(x)`: so many positions more are done."""
-    policy.eval()
     for n, (unit, work) in enumerate(zip(plan.units, plan.work(), strict=True)):
         if ledger.done[n]:
             continue
-        choices = scored(unit, policy, device)
+        choices = scored(unit, reader)
         ledger.add(
             [_answered(task, plan.rows[i], min(len(plan.contexts[i]), plan.limit), values) for i, values in choices.items()]
         )

@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from eval import loglik
+from eval.last_layer import Reader
 from eval.ledger import Ledger
 from eval.loglik import Plan, choose, pieces, scored, units, windows
 from eval.records import read_samples
-from rl.policy import Policy, load_model, load_tokenizer
+from rl.policy import load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 CHOICES = [(11,), (12,), (13, 14), (13, 15, 16), (17, 18)]  # one token, or more, with and without a common beginning
 
 
 @pytest.fixture(scope="module")
-def policy(tiny: str) -> Policy:
-    return Policy(load_model(tiny, dtype=torch.float32)).eval()
+def reader(tiny: str) -> Reader:
+    return Reader(tiny, CPU)
 
 
 def questions(seed: int = 0) -> tuple[list[tuple[int, ...]], list[str]]:
@@ -44,9 +45,9 @@ def plain(model: torch.nn.Module, context: tuple[int, ...], choice: tuple[int, .
 
 
 @pytest.mark.parametrize("limit", [1024, 50, 30])
-@pytest.mark.parametrize("room", [150, 16_384])
+@pytest.mark.parametrize("room", [150, 8192])
 def test_every_choice_has_the_log_prob_of_a_plain_forward_pass(
-    tiny: str, policy: Policy, limit: int, room: int, monkeypatch: pytest.MonkeyPatch
+    tiny: str, reader: Reader, limit: int, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loglik, "ROW_TOKENS", room)
     contexts, subjects = questions()
@@ -55,7 +56,7 @@ def test_every_choice_has_the_log_prob_of_a_plain_forward_pass(
     found = {}
     for row in rows:
         assert not found.keys() & {i for piece in row for i in piece.questions}  # a question is in one row
-        found |= scored(row, policy, CPU)
+        found |= scored(row, reader)
     model = load_model(tiny, dtype=torch.float32, attention="sdpa")
     wanted = {i: [plain(model, context, choice, limit) for choice in CHOICES] for i, context in enumerate(contexts)}
     assert found.keys() == wanted.keys()
@@ -94,7 +95,7 @@ def rows(count: int) -> list[dict]:
     ]  # fmt: skip
 
 
-def answer(folder: Path, plan: Plan, policy: Policy, stop_after: int = -1) -> int:
+def answer(folder: Path, plan: Plan, reader: Reader, stop_after: int = -1) -> int:
     """Units that were computed; `stop_after` of them it dies."""
     ledger, done = Ledger(folder, "mmlu", [r["id"] for r in plan.rows], plan.ids()), []
 
@@ -103,24 +104,24 @@ def answer(folder: Path, plan: Plan, policy: Policy, stop_after: int = -1) -> in
         if len(done) == stop_after:
             raise KeyboardInterrupt
 
-    choose("mmlu", plan, policy, CPU, ledger, step)
+    choose("mmlu", plan, reader, ledger, step)
     ledger.finish()
     return len(done)
 
 
 def test_it_goes_on_after_a_kill_with_the_same_bytes(
-    tiny: str, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: str, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loglik, "ROW_TOKENS", 60)
     plan = Plan(rows(9), load_tokenizer(tiny), 1024)
     count = len(plan.units)
     assert count > 3
-    assert answer(tmp_path / "whole", plan, policy) == count
+    assert answer(tmp_path / "whole", plan, reader) == count
     with pytest.raises(KeyboardInterrupt):
-        answer(tmp_path / "killed", plan, policy, stop_after=2)
+        answer(tmp_path / "killed", plan, reader, stop_after=2)
     with (tmp_path / "killed/samples/mmlu.part").open("a") as part:
         part.write('{"task": "mmlu", "id": "q7", "que')  # torn by the kill
-    assert answer(tmp_path / "killed", plan, policy) == count - 2
+    assert answer(tmp_path / "killed", plan, reader) == count - 2
     assert (tmp_path / "killed/samples/mmlu.jsonl").read_bytes() == (tmp_path / "whole/samples/mmlu.jsonl").read_bytes()
     answered = read_samples(tmp_path / "whole", "mmlu")
     assert [a.id for a in answered] == [f"q{i}" for i in range(9)]
