@@ -187,8 +187,9 @@ def _lengths(models: Sequence[Evaluation]) -> str:
 
 def _chains(models: Sequence[Evaluation]) -> str:
     rows, figures = [], []
-    for m in models:
-        for task, c in m.chains.items():
+    for task in models[0].figures:
+        for m in (m for m in models if task in m.chains):
+            c = m.chains[task]
             title = task if len(models) == 1 else f"{task}, {m.name}"
             rows.append(
                 f'<tr><th colspan="4">{escape(title)} <small>{c["questions"]:,} questions, k = {c["samples"]}</small></th></tr>'
