@@ -193,7 +193,7 @@ def test_groups_that_are_too_old_are_sampled_anew_and_counted(feeds: Callable[..
     planted: list[int] = []
 
     def plant(number: int, c: Completion) -> Completion:
-        if number == victim and len(planted) < 2:
+        if number == victim and not planted:  # one of the two
             planted.append(number)
             return Completion(c.ids, c.logprobs, "stop", "", 0, ((1, c.version),))  # its first token is of the first weights
         return c
