@@ -5,7 +5,7 @@ What differs from peft's own use:
    peft's LoraModel), packed attention is reached as without adapters, and the model's names stay its own.
 2. The reference model is the same model with the adapters switched off (`disabled`): no second one is loaded.
 3. A sampler gets full weights, merged one at a time in fp32 (`merged`); the model itself is never merged, which would round it each
-   time. Or it gets the adapter alone (`adapter`), named as peft saves it, which vLLM and PeftModel.from_pretrained load.
+   time. Or it gets the adapter alone (`adapter`), named as peft saves it, which vLLM (engine_lora.py) and PeftModel.from_pretrained load.
 A layer's output is W x + (alpha / rank) B A x (Hu et al., arXiv 2106.09685); B starts at zero, so training starts at the base.
 QLoRA (Dettmers et al., arXiv 2305.14314) holds W in 4-bit NormalFloat.
 """

@@ -93,8 +93,8 @@ def test_a_recipe_with_one_worker_sends_the_adapter_alone(tmp_path, monkeypatch,
 
     monkeypatch.setattr(transfer, "pack", spied)
     sets = [
-        "rollout.sampler=vllm", "rollout.placement=processes", "rollout.workers=1", "rollout.max_staleness=1", "run.steps=2", "evaluate.problems=1",
-        "model.lora.rank=4", "algorithm.reference_every=0", f"run.out={tmp_path / 'run'}",
+        "rollout.sampler=vllm", "rollout.placement=processes", "rollout.workers=1", "rollout.max_staleness=1", "run.steps=2",
+        "evaluate.problems=1", "model.lora.rank=4", "algorithm.reference_every=0", f"run.out={tmp_path / 'run'}",
     ]  # fmt: skip
     assert door.main([str(write_recipe(tmp_path, model)), *sets]) == 0
     assert sent
