@@ -5,8 +5,8 @@ log-probs are taken where its scheduler gets them (engine_tap.py). Log-probs are
 top-k and top-p.
 
 Two traps are dealt with here (and their absence is proven after every update by `sync.py`):
- 1. CPU vLLM packs linear weights into a private layout at start, after which an update does not reach them. `_plain_linear` keeps
-    the weights as they are, so that `load_weights` works in place.
+ 1. CPU vLLM packs linear weights into a private layout at start, after which an update does not reach them
+    (engine_ranks.keep_linear_plain).
  2. The prefix cache holds keys and values of the old weights: `load` empties it, also under samples that are being generated.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rl import engine_lora
+from rl import engine_lora, engine_ranks
 from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
@@ -32,10 +32,6 @@ _CPU_ENV = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 _ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-
-
-def _plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
-    layer.cpu_linear = torch.nn.functional.linear
 
 
 class VllmSampler(Alone):
@@ -63,9 +59,8 @@ class VllmSampler(Alone):
         cpu = device.type == "cpu"
         for name, value in (_ENV | (_CPU_ENV if cpu else {})).items():
             os.environ.setdefault(name, value)
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
-            "0"  # the engine's core must live here: weights and log-probs are reached in it
-        )
+        # The engine's core must live here: weights and log-probs are reached in it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         try:
             from vllm import LLM
         except ImportError as error:
@@ -73,9 +68,7 @@ class VllmSampler(Alone):
                 f'rollout.sampler = "vllm": vLLM does not import here ({error}); run `make setup`, or set rollout.sampler=transformers'
             ) from None
         if cpu:
-            from vllm.model_executor.layers import utils
-
-            utils.dispatch_cpu_unquantized_gemm = _plain_linear
+            engine_ranks.keep_linear_plain()
         if sleep and cpu:
             raise ValueError("rollout.sleep: a CPU engine cannot give its memory back; leave it off on a CPU machine")
         self.dtype = torch.float32 if cpu else torch.bfloat16
@@ -97,6 +90,11 @@ class VllmSampler(Alone):
         if not cpu:
             options["gpu_memory_utilization"] = 0.4
         options |= dict(engine or {})
+        ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
+        if ranks > 1:
+            if options.get("enable_lora") or sleep:
+                raise ValueError("rollout.engine of several GPUs takes whole weights: leave enable_lora and rollout.sleep off")
+            options["worker_extension_cls"] = engine_ranks.EXTENSION
         try:
             self.llm = LLM(model=resolve(path), seed=seed, trust_remote_code=trust_remote_code, **options)
         except Exception as error:
@@ -108,6 +106,7 @@ class VllmSampler(Alone):
         self.stops = self._stops(path, trust_remote_code)
         self.tap = Tap(self.llm, stop_loops)
         self.lora = engine_lora.EngineLora(self.llm) if options.get("enable_lora") else None
+        self.spread = engine_ranks.Spread(self.llm) if ranks > 1 else None
         self.adapter = self.lora is not None  # what `sync` sends
 
     def _stops(self, path: str, trust_remote_code: bool) -> tuple[int, ...]:
@@ -187,10 +186,13 @@ class VllmSampler(Alone):
 
     def load(self, weights: Weights, version: int) -> None:
         if self.asleep:
+            torch.cuda.empty_cache()  # what the learner holds and does not use
             self.llm.wake_up(tags=["weights"])
         if self.lora:
             self.lora.load(weights, version)
             self.tap.adapter = self.lora.request
+        elif self.spread:
+            self.spread.load(weights)
         else:
             self.llm.apply_model(lambda model: model.load_weights(weights))
         if self.asleep:
@@ -217,12 +219,16 @@ class VllmSampler(Alone):
     def fingerprint(self) -> dict[str, int]:
         if self.lora:
             return self.llm.apply_model(engine_lora.prints)[0]
+        if self.spread:
+            return self.spread.fingerprint()
         return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
 
     def close(self) -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self.llm.llm_engine.engine_core.shutdown()
-        del self.tap, self.lora, self.llm
+        if self.spread:
+            self.spread.close()
+        del self.spread, self.tap, self.lora, self.llm
         gc.collect()
         cleanup_dist_env_and_memory()
