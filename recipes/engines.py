@@ -51,7 +51,9 @@ def engine_options(config: Config, model: Any) -> dict[str, Any]:
         raise ValueError("rollout.engine.enable_lora without an adapter: set model.lora.rank too, or leave it out")
     if not lora.rank or given.get("enable_lora") is False:
         return given
-    if why := engine_lora.unsuitable(model, config.model.qlora):
+    spread = any(given.get(f"{kind}_parallel_size", 1) > 1 for kind in ("tensor", "pipeline"))
+    why = "the engine is spread over several GPUs" if spread else engine_lora.unsuitable(model, config.model.qlora)
+    if why:
         print(f"LoRA: merged weights are synced, not the adapter alone: {why}", flush=True)
         return given
     return engine_lora.options(model) | given
