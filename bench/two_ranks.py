@@ -99,11 +99,12 @@ def measure(learner: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> Any:
-    from rl.config import Algorithm as Of
-    from rl.config import Config, Learn, Model
+    from rl import config
 
-    return Config(
-        model=Model(path=args.model), algorithm=Of(loss="dapo", kl=args.kl), learn=Learn(lr=1e-6, row_tokens=args.row_tokens)
+    return config.Config(
+        model=config.Model(path=args.model, gradient_checkpointing=args.checkpointing),
+        algorithm=config.Algorithm(loss="dapo", kl=args.kl),
+        learn=config.Learn(lr=1e-6, row_tokens=args.row_tokens),
     )
 
 
@@ -152,7 +153,8 @@ def launch(args: argparse.Namespace, setting: str, folder: Path) -> dict[str, An
     for rank in range(ranks):
         environment = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_CPU_RAM_EFFICIENT_LOADING": str(sharded).lower(),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "ACCELERATE_USE_FSDP": str(sharded).lower(), "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": str(sharded).lower(),
             "OMP_NUM_THREADS": "4", "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         }  # fmt: skip
         if ranks == 1 and not sharded:
@@ -162,8 +164,12 @@ def launch(args: argparse.Namespace, setting: str, folder: Path) -> dict[str, An
             environment["CUDA_VISIBLE_DEVICES"] = ""
         command = [sys.executable, "-m", "bench.two_ranks", *sys.argv[1:], "--setting", setting, "--folder", str(folder)]
         started.append(subprocess.Popen([*command, "--model", args.model], env=environment))
-    codes = [one.wait() for one in started]
-    if any(codes):
+    while any(one.poll() is None for one in started):
+        time.sleep(0.2)
+        if any(one.poll() for one in started):  # the others would wait for it
+            for one in started:
+                one.kill()
+    if any(codes := [one.wait() for one in started]):
         raise SystemExit(f"{setting}: the ranks ended with {codes}")
     return json.loads((folder / "result.json").read_text())
 
@@ -184,6 +190,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=0, help="tokens of the longest completion")
     parser.add_argument("--row-tokens", type=int, default=0)
     parser.add_argument("--kl", type=float, default=0.0, help="above 0: with a reference model")
+    parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)

@@ -49,6 +49,10 @@ class Ranks:
 
     def __init__(self, acc: Accelerator, subject: Any) -> None:
         self.rank, self.size, self.subject = acc.process_index, acc.num_processes, subject
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(
+            self.size
+        ):  # one host: needs no name that resolves, and nothing else can connect
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         self.group = dist.new_group(backend="gloo", timeout=WAIT) if self.size > 1 else None
         self.leading = False  # from `begin` on, on rank 0
         self._busy = False  # in an operation that all ranks know of

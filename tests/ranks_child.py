@@ -45,7 +45,8 @@ def launch(size: int, sharded: bool, work: Callable[..., None], *args: Any, time
 def _rank(rank: int, size: int, port: int, sharded: bool, work: Callable[..., None], args: tuple[Any, ...]) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_FSDP": str(sharded).lower(),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "FSDP_VERSION": "2",
+        "ACCELERATE_USE_FSDP": str(sharded).lower(),
     }  # fmt: skip
     work(*args)
 
