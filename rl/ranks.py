@@ -262,7 +262,8 @@ def at_rest(module: nn.Module) -> nn.Module:
 
 def gather(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The full tensor on every rank that calls this together; cast first, so that less travels."""
-    weight = weight.detach().to(dtype or weight.dtype)
+    weight = weight.detach()
+    weight = weight.to(dtype) if dtype and weight.is_floating_point() else weight
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
