@@ -59,10 +59,26 @@ class ProcessPlace:
     def kill(self) -> None:
         if self.popen.returncode is None:
             with contextlib.suppress(ProcessLookupError):
+                os.kill(self.popen.pid, signal.SIGKILL)
+            # What it started sees that and cleans up (Python's keeper of shared memory, an engine's ranks); who does not is ended.
+            end = time.monotonic() + ENDS_S
+            while _others(self.popen.pid) and time.monotonic() < end:
+                time.sleep(0.02)
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(ENDS_S)
         _close(self.link)
+
+
+def _others(group: int) -> bool:
+    """Whether other processes of a process group live than its leader."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+            if rest[2] == str(group) and rest[0] not in "ZX" and number != str(group):
+                return True
+    return False
 
 
 class RayPlace:

@@ -141,12 +141,11 @@ class Remote(Alone):
         self.replies.pop(me, None)
 
     def lose(self, reason: str, died: bool = False) -> None:
-        """Give the worker up; it is killed, whatever state it is in."""
+        """Give the worker up; it is killed, whatever state it is in. Nothing of it is left when this returns, whoever said it first."""
         with self.losing:
-            if self.lost is not None:
-                return
-            self.died, self.lost = died, reason
-        self.place.kill()
+            if self.lost is None:
+                self.died, self.lost = died, reason
+                self.place.kill()
 
     def _send(self, header: Mapping[str, Any]) -> None:
         try:

@@ -105,7 +105,12 @@ def _raise(error: Exception) -> Any:
     raise error
 
 
+def _builds_nothing() -> None:
+    worker_child.build = lambda spec: _raise(ValueError(f"model.path = {spec['path']!r}: no such folder"))
+
+
 _AT_START: dict[str, Callable[[], Any]] = {
+    "raises": _builds_nothing,
     "dies": lambda: os._exit(3),
     "hangs": lambda: time.sleep(3600),
     "garbage": lambda: os.write(int(sys.argv[1]), b"GET / HTTP/1.1\r\n\r\n"),

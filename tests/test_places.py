@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def test_it_says_how_a_process_ended(tmp_path, monkeypatch):
 def test_what_a_worker_started_ends_with_it(tmp_path, monkeypatch):
     """Also when the worker itself is long dead, as of an engine that runs its model in processes of its own."""
     code = "child = subprocess.Popen(['sleep', '600'])\nos.write(int(sys.argv[1]), str(child.pid).encode())\n"
+    monkeypatch.setattr("rl.places.ENDS_S", 0.3)  # it does not end by itself
     for end in ("time.sleep(600)", "os.kill(os.getpid(), signal.SIGKILL)"):
         place = ended(code + end, tmp_path, monkeypatch)
         child = int(place.link.recv(100))
@@ -66,6 +68,19 @@ def test_what_a_worker_started_ends_with_it(tmp_path, monkeypatch):
         place.kill()
         place.kill()
         assert pools.gone([place.popen.pid, child])
+
+
+def test_shared_memory_of_a_killed_worker_is_cleared_away(tmp_path, monkeypatch):
+    """Python's keeper of it is a process of the worker's group: ended with the worker it could not."""
+    code = (
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "made = SharedMemory(create=True, size=99)\nos.write(int(sys.argv[1]), made.name.encode())\ntime.sleep(600)"
+    )
+    place = ended(code, tmp_path, monkeypatch)
+    file = Path("/dev/shm") / place.link.recv(100).decode()
+    assert file.exists()
+    place.kill()
+    assert not file.exists()
 
 
 @pytest.fixture(scope="module")

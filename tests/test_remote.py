@@ -118,19 +118,14 @@ def test_lost_in_the_middle(start, fault):
     ("fault", "reason"),
     [
         ("start:dies", "ended with exit status 3"),
-        ("start:hangs", "not ready after 1 s"),
+        ("start:hangs", "not ready after 3 s"),
         ("start:garbage", "garbage: not a frame"),
+        ("start:raises", "ValueError: model.path = './nowhere': no such folder"),
     ],
 )
 def test_it_does_not_start(start, fault, reason):
-    worker = start(fault, start_s=1)
+    worker = start(fault, start_s=3, of=pools.spec_scripted() | {"path": "./nowhere"})
     with pytest.raises(WorkerLost, match=f"^worker 0: {reason}"):
-        worker.ready()
-
-
-def test_a_model_that_is_not_there(start):
-    worker = start("", scripted="", of=pools.spec() | {"path": "./nowhere"})
-    with pytest.raises(WorkerLost, match=r"^worker 0: ValueError: model.path = './nowhere': no such folder"):
         worker.ready()
 
 
