@@ -208,7 +208,11 @@ def main() -> None:
         print()
         compare_mmlu(rows["mmlu"], ours["mmlu"], [s for name in names if name.startswith("ours_mmlu") for s in found[name]])
         compare_gsm8k(
-            "gsm8k_8shot", [row["plain"] for row in rows["gsm8k_8shot"]], ours["gsm8k_8shot"], found["ours_gsm8k_8shot"]
+            "gsm8k_8shot",
+            "strict",
+            [row["plain"] for row in rows["gsm8k_8shot"]],
+            ours["gsm8k_8shot"],
+            found["ours_gsm8k_8shot"],
         )
         zero = [_r1_zero(row["question"]) for row in rows["gsm8k"]]
         compare_gsm8k("gsm8k", "lenient", zero, ours["gsm8k"], found["ours_gsm8k"])
