@@ -46,7 +46,7 @@ BRIEF = ["run.steps=2", "evaluate.problems=0", "algorithm.reference_every=1"]
 
 def config(**sections: Any) -> Config:
     algorithm = {"loss": "grpo", "kl": 0.05, "inner_epochs": 2, "overlong": "mask"} | sections.pop("algorithm", {})
-    return tiny.config(algorithm=algorithm, learn={"lr": 1e-3, "row_tokens": 24, "max_grad_norm": 0.5}, **sections)
+    return tiny.config(algorithm=algorithm, learn={"lr": 2e-4, "row_tokens": 24, "max_grad_norm": 0.5}, **sections)
 
 
 def made(step: int) -> tuple[list[Group], list[list[float | None]]]:
