@@ -131,6 +131,8 @@ def test_a_head_in_fp32_under_autocast():
 
 
 def test_compiled_for_any_number_of_tokens(monkeypatch):
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # a vLLM engine on a CPU, in this process, sets it
+    monkeypatch.setattr("torch._dynamo.config.disable", False)
     compile_ = torch.compile
     made = []
     monkeypatch.setattr(logprobs.torch, "compile", lambda f: compile_(f, backend=lambda g, _: made.append(g) or g.forward))
