@@ -58,20 +58,31 @@ def worst(groups: Sequence[Group], policies: dict[int, Policy]) -> float:
 def interrupted(pool: Pool, learner) -> list[Group]:
     """Groups whose samples were under way when the learner's weights, version 3, came after those of the folder."""
     sync(tiny.policy(), pool, 0, laws.prompts(), laws.BOUND, laws.CPU)
-    made, begun = [], threading.Event()
+    prompts, made, begun, proven = laws.prompts(), [], threading.Event(), threading.Event()
+
+    def done(index, completions):
+        """Another prompt for every finished one, so that samples are under way whenever the weights come."""
+        begun.set()
+        if proven.is_set():
+            return None
+        prompts.append(prompts[index])
+        return [prompts[index].ids]
 
     def generate() -> None:
-        sampling = Sampling(n=16, max_tokens=90, seed=1)
-        groups = pool.generate(laws.ids(), sampling, lambda *_: begun.set())
-        made.extend(Group(p, tuple(g)) for p, g in zip(laws.prompts(), groups, strict=True))
+        groups = pool.generate(laws.ids(), Sampling(n=8, max_tokens=60, seed=1), done)
+        made.extend(Group(p, tuple(g)) for p, g in zip(prompts, groups, strict=True))
 
     thread = threading.Thread(target=generate)
     thread.start()
-    assert begun.wait(120)
-    # Load and proof, canaries and all, in the middle.
-    assert sync(learner.policy, pool, 3, laws.prompts(), laws.BOUND, laws.CPU) <= laws.BOUND
-    thread.join()
-    assert [len(g.completions) for g in made] == [16] * 6
+    try:
+        assert begun.wait(120)
+        # Load and proof, canaries and all, in the middle.
+        assert sync(learner.policy, pool, 3, laws.prompts(), laws.BOUND, laws.CPU) <= laws.BOUND
+    finally:
+        proven.set()
+        thread.join()
+    assert len(made) > 6
+    assert {len(g.completions) for g in made} == {8}
     return made
 
 
@@ -80,9 +91,8 @@ def test_samples_go_on_under_new_weights(learner):
     try:
         made = interrupted(pool, learner)
         flat = [c for g in made for c in g.completions]
-        assert {c.version for c in flat} == {0}
-        assert {c.switches[0][1] for c in flat if c.switches} == {3}
-        assert len({c.switches[0][0] for c in flat if c.switches}) == 1  # between two steps of the engine
+        assert {c.version for c in flat} == {0, 3}
+        assert {(c.version, *[v for _, v in c.switches]) for c in flat if c.switches} == {(0, 3)}
         assert worst(made, {0: old, 3: learner.policy}) <= laws.BOUND
         assert worst(made, {0: old, 3: old}) > 1e-2  # the bound above can tell the policies apart
         again = rollout(pool, laws.prompts(), Sampling(n=2, max_tokens=16, seed=2))
