@@ -259,7 +259,7 @@ def test_a_hung_worker_that_does_not_begin_to_take_weights_is_lost(start):
 
 def test_two_threads_and_dying_workers(start):
     """One generates, one loads and proves, a third kills: every call ends, with all its groups, and every worker that is left is right."""
-    pool, stop, failed = start(3, scripted="0.003"), threading.Event(), []
+    pool, stop, failed = start(2, scripted="0.003"), threading.Event(), []
     load(pool, 0)
 
     def generate():
@@ -274,7 +274,7 @@ def test_two_threads_and_dying_workers(start):
     thread = threading.Thread(target=generate)
     thread.start()
     lost = 0.0
-    for version in range(1, 13):
+    for version in range(1, 9):
         if version % 4 == 2 and len(pool.active) > 1:
             os.kill(pools.pid(pool.active[max(pool.active)]), signal.SIGKILL)
         pool.load(iter(weights(version).items()), version)
@@ -288,5 +288,5 @@ def test_two_threads_and_dying_workers(start):
     stop.set()
     thread.join()
     assert not failed
-    assert lost >= 2
-    assert pool.version == 12
+    assert lost == 2
+    assert pool.version == 8
