@@ -163,7 +163,21 @@ class Feed(Protocol):
     def close(self) -> None: ...
 
 
-class InTurn:
+class _NothingAhead:
+    """A feed that makes nothing beside the learner has nothing to hold back."""
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        yield
+
+    def learned(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class InTurn(_NothingAhead):
     """Sampling and learning in turn: strictly on-policy."""
 
     def __init__(self, maker: Maker, cursor: int) -> None:
@@ -174,18 +188,8 @@ class InTurn:
         self.cursor = made.cursor
         return made
 
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        yield
 
-    def learned(self, step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class Replay:
+class Replay(_NothingAhead):
     """Groups of a file."""
 
     def __init__(self, groups: dict[int, list[Group]]) -> None:
@@ -193,13 +197,3 @@ class Replay:
 
     def take(self, step: int, version: int, clock: Clock) -> Made:
         return Made(self.groups[step], 0)
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        yield
-
-    def learned(self, step: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
