@@ -27,7 +27,7 @@ from rl.learn import Learner, accelerator
 from rl.policy import Policy, check_head, load_model, resolve
 from rl.records import Completion, Group, Prompt
 from rl.sampler import Sampler
-from rl.sync import prove
+from rl.sync import prove, sync
 from rl.train import updates_a_step
 
 NANO_TRAIN, NANO_HELDOUT, NANO_SEED = 20_000, 500, 1
@@ -94,7 +94,14 @@ class Tolerance:
 
 # fp32 on CPU: measured 1e-6 mean and 5e-6 at most; bf16 on an H200: 0.006 mean. Ten times that is something else.
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-4), torch.bfloat16: Tolerance(0.06, 0.5)}
+FP8 = Tolerance(0.2, 2.0)  # three bits of mantissa in every matrix
 ANY = Tolerance(math.inf, math.inf)  # groups of a file may come from any weights; the importance correction weighs them
+
+
+def tolerance(config: Config, sampler: Sampler | None) -> Tolerance:
+    if sampler is None:
+        return ANY
+    return FP8 if config.rollout.engine.get("quantization") else TOLERANCE[sampler.dtype]
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,11 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
         with acc.autocast():
             check_head(learner.policy, _probe(task.train[0]).to(acc.device))
         learner.begin()
-        engine = Engine(learner, sampler, TOLERANCE[sampler.dtype] if sampler else ANY, canaries(task.train))
+        engine = Engine(learner, sampler, tolerance(config, sampler), canaries(task.train))
         if sampler is not None:
-            prove(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
+            # An engine of fewer bits can say what it was sent, not what it read from the file.
+            check = sync if config.rollout.engine.get("quantization") else prove
+            check(learner.policy, sampler, 0, engine.canaries, engine.tolerance.canary, acc.device)
         failed.pop_all()
     return engine
 

