@@ -31,6 +31,7 @@ WAYS: dict[str, list[str]] = {
     "ahead": ["rollout.placement=processes", "rollout.max_staleness=1"],
     "ahead-own-gpu": ["rollout.placement=processes", "rollout.max_staleness=1", "rollout.devices=[1]"],
     "turn-own-gpu": ["rollout.placement=processes", "rollout.devices=[1]"],
+    "turn-two": ["rollout.placement=processes", "rollout.workers=2"],
     "two-workers": ["rollout.placement=processes", "rollout.workers=2", "rollout.max_staleness=1"],
     "trl": [],
     "trl-tuned": ["--tuned"],
