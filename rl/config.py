@@ -140,14 +140,27 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Guard:
-    """Thresholds that stop a run; see guard.py."""
+    """Thresholds that stop a run; see guard_rules.py. One that cannot be reached switches its guard off."""
 
     mismatch: float = 0.0  # mean |log-prob difference| (nats) allowed, sampler against learner; 0: by precision
     drift: float = 0.5  # the same for stale samples (rollout.max_staleness), whose policies do differ
-    truncated: float = 0.9  # share of truncated completions, over `patience` steps
-    zero_variance: float = 0.98  # share of groups with one reward only, over `patience` steps
     masked: float = 0.02  # share of samples without a verdict in a step
-    patience: int = 20
+    disk: float = 1.0  # checkpoints that must fit on the disk before each step's end
+    truncated: float = 0.9  # share of truncated completions
+    zero_variance: float = 0.98  # share of groups with one reward only
+    entropy: float = 0.1  # least share of the first step's entropy
+    repetition: float = 0.5  # share of an answer's 16-token stretches that stood in it before
+    language: float = 0.2  # fall of the share of words in the question's script, since the first step
+    format: float = 0.2  # rise of the format reward without accuracy, since the first step
+    kl: float = 1.0  # nats a token from the reference model, where algorithm.kl asks for one
+    length: float = 3.0  # times the usual length without more reward
+    throughput: float = 0.25  # least share of the usual tokens/s
+    hacking: float = 3.0  # standard errors by which held-out accuracy may fall while the reward rises
+    patience: int = 20  # bad steps in a row that stop the run, from `truncated` on
+    probe_every: int = 10  # steps between two looks at held-out accuracy; 0: none
+    probe_problems: int = 64
+    rollbacks: int = 0  # times a run may go back to its last healthy checkpoint instead of stopping
+    rollback_lr: float = 0.5  # of learn.lr after each of them
 
 
 @dataclass(frozen=True)
@@ -216,13 +229,14 @@ def check(config: Config) -> None:
         ("learn.row_tokens", learn.row_tokens, 1), ("learn.warmup", learn.warmup, 0), ("learn.weight_decay", learn.weight_decay, 0),
         ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("evaluate.max_tokens", e.max_tokens, 0),
         ("evaluate.temperature", e.temperature, 0), ("guard.patience", g.patience, 1), ("guard.mismatch", g.mismatch, 0),
+        ("guard.probe_every", g.probe_every, 0), ("guard.probe_problems", g.probe_problems, 1), ("guard.rollbacks", g.rollbacks, 0),
         ("reward_workers.processes", w.processes, 0), ("reward_workers.memory_mb", w.memory_mb, 0),
     ]:  # fmt: skip
         if not value >= least:  # so that nan is refused too
             raise ValueError(f"{name} = {value}: must be at least {least}")
     for name, value in [
         ("rollout.temperature", r.temperature), ("learn.lr", learn.lr), ("learn.max_grad_norm", learn.max_grad_norm),
-        ("reward_workers.wall_s", w.wall_s),
+        ("reward_workers.wall_s", w.wall_s), ("guard.rollback_lr", g.rollback_lr),
     ]:  # fmt: skip
         if not value > 0:
             raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")

@@ -1,17 +1,30 @@
-"""Checks that stop a run with a reason: on the prompts before it, on the metrics during it."""
+"""Checks that stop a run with a reason: on the prompts before it, on the metrics during it (what each looks at: guard_rules.py).
+
+A step that a guard finds bad is a warning; `guard.patience` of them in a row stop the run. What makes further steps worthless (numbers
+that are none, samples that are not the policy's, a full disk) stops it at once. The run then leaves a checkpoint, and the reason names
+its guard.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rl.config import Guard
+from rl.guard_rules import RECENT, RULES, START, Seen
 from rl.records import Prompt
 
 
 class Stopped(RuntimeError):
-    """The run has stopped making sense; the message says why and what to do."""
+    """The run has stopped making sense; the message says why and what to do. `guard` is the name of what stopped it, "" for none."""
+
+    guard = ""
+
+    def __init__(self, why: str, guard: str = "") -> None:
+        self.guard = guard or type(self).guard
+        super().__init__(f"guard {self.guard}: {why}" if self.guard else why)
 
 
 def check_prompts(prompts: Sequence[Prompt], tokenizer: Any, vocabulary: int, max_model_len: int, max_tokens: int) -> None:
@@ -45,50 +58,63 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: Any, vocabulary: int, ma
 
 
 class Watch:
-    """Looks at each step's metrics; raises Stopped. `tolerance` is the mean log-prob mismatch that precision explains."""
+    """Looks at each step's metrics; raises Stopped.
 
-    def __init__(self, config: Guard, tolerance: float, memory: Mapping[str, Any] | None = None) -> None:
-        self.config, self.tolerance = config, config.mismatch or tolerance
-        remembered = dict(memory or {})
-        self.recent = {name: deque(remembered.get(name, ()), maxlen=config.patience) for name in ("truncated", "zero_variance")}
+    `tolerance` is the mean log-prob mismatch (nats) that precision explains, `max_staleness` the recipe's bound (steps); `memory` is what
+    a checkpoint kept.
+    """
+
+    def __init__(
+        self, config: Guard, tolerance: float, memory: Mapping[str, Any] | None = None, max_staleness: float = math.inf
+    ) -> None:
+        self.config, self.tolerance, self.max_staleness = config, config.mismatch or tolerance, max_staleness
+        m = memory or {}
+        self.streaks: dict[str, int] = dict(m.get("streaks", {}))  # bad steps in a row, by guard
+        self.start: dict[str, float] = dict(m.get("start", {}))  # what the run began with
+        kept = m.get("recent", {})
+        self.recent = {name: deque[float](kept.get(name, ()), maxlen=config.patience) for name in RECENT}
+        self.best: dict[str, Any] = dict(m.get("best", {}))  # the probe with the highest held-out accuracy
+        self.rollbacks: int = m.get("rollbacks", 0)
 
     def memory(self) -> dict[str, Any]:
-        """What a checkpoint must keep."""
-        return {name: list(values) for name, values in self.recent.items()}
+        """What a checkpoint must keep, as JSON types. Not the pace: a resumed run may be on another machine."""
+        recent = {name: list(values) for name, values in self.recent.items() if name != "tokens_per_s"}
+        streaks = {name: n for name, n in self.streaks.items() if n and name != "throughput"}
+        return {"streaks": streaks, "start": self.start, "recent": recent, "best": self.best, "rollbacks": self.rollbacks}
 
-    def check(self, metrics: Mapping[str, Any]) -> None:
-        """Raise Stopped when a threshold is passed: at once for mismatch and masked samples, after `patience` steps for the rest."""
-        c = self.config
-        stale = metrics.get("staleness_max", 0.0) > 0  # then the policies differ, and by more than rounding
-        allowed = max(self.tolerance, c.drift) if stale else self.tolerance
-        if not metrics.get("mismatch", 0.0) <= allowed:  # nan is no agreement
-            raise Stopped(
-                f"sampler and learner disagree: their log-probs of a token differ by {metrics['mismatch']:.3g} nats in the mean (allowed "
-                f"{allowed:.3g}). "
-                + (
-                    "The rollouts are too stale for this learn.lr: lower it, or rollout.max_staleness"
-                    if stale
-                    else "Stale weights, another temperature, or a chat template or BOS the sampler adds"
-                )
-            )
-        if metrics.get("masked", 0.0) > c.masked:
-            raise Stopped(
-                f"{metrics['masked']:.1%} of this step's samples have no verdict (allowed {c.masked:.1%}); their reasons stand in rollouts/"
-            )
-        for name, values in self.recent.items():
+    def check(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The warnings of a step, each once in a row of bad steps. Raises Stopped: at once, or after `patience` bad steps in a row."""
+        seen, said = Seen(metrics, self), list[str]()
+        fine = True
+        for name, rule in RULES.items():
+            why = rule.judge(seen)
+            if why is None:  # this step has not what the guard looks at
+                continue
+            if why and rule.at_once:
+                raise Stopped(why, name)
+            self.streaks[name] = self.streaks.get(name, 0) + 1 if why else 0
+            fine = fine and not why
+            patience = rule.patience(self.config)
+            if self.streaks[name] >= patience:
+                times = f", in {patience} {rule.unit}s in a row" if patience > 1 else ""
+                raise Stopped(f"{why}{times}. {rule.remedy}", name)
+            if self.streaks[name] == 1:
+                said.append(f"guard {name}: {why}; the run stops after {patience} such {rule.unit}s in a row. {rule.remedy}")
+        self._remember(metrics, seen, fine)
+        return said
+
+    @property
+    def healthy(self) -> bool:
+        """No guard finds anything wrong with the last step."""
+        return not any(self.streaks.values())
+
+    def _remember(self, metrics: Mapping[str, Any], seen: Seen, fine: bool) -> None:
+        for name in START:
             if name in metrics:
+                self.start.setdefault(name, metrics[name])
+        for name, values in self.recent.items():
+            if fine and name in metrics:  # what is bad is not what the next step is held against
                 values.append(metrics[name])
-        if self._all("truncated", c.truncated):
-            raise Stopped(
-                f"at least {c.truncated:.0%} of the completions were cut off in each of the last {c.patience} steps: the reward is flat "
-                f"because answers do not fit. Raise rollout.max_tokens (mean length now {metrics.get('length', 0):.0f})"
-            )
-        if self._all("zero_variance", c.zero_variance):
-            raise Stopped(
-                f"at least {c.zero_variance:.0%} of the groups had one reward only in each of the last {c.patience} steps: nothing is left "
-                "to learn from these prompts (all right, or all wrong). Harder or easier prompts, or a larger rollout.group"
-            )
-
-    def _all(self, name: str, threshold: float) -> bool:
-        values = self.recent[name]
-        return len(values) == self.config.patience and min(values) >= threshold
+        if "heldout_right" in metrics and (not self.best or seen.now["heldout"] > self.best["heldout"]):
+            right = list(metrics["heldout_right"])
+            self.best = {"heldout": metrics["heldout"], "right": right, "reward": seen.level("reward")}

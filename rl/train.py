@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 
 from rewards.scorer import Scorer
-from rl import checkpoint, metrics
+from rl import checkpoint, metrics, stop
 from rl.advantage import ADVANTAGES
 from rl.ahead import staleness
 from rl.config import Config, max_tokens_at
 from rl.feed import Feed
 from rl.guard import Watch
+from rl.guard_text import of_texts
 from rl.learn import Learner
 from rl.records import Prompt
 from rl.report import Journal, console_line
@@ -40,6 +43,8 @@ class Street:
     canaries: Sequence[Prompt]  # fixed prompts for the proof after each sync
     tokenizer: Any
     say: Callable[[str], None]
+    keeper: checkpoint.Keeper
+    probe: Callable[[], list[float]] | None = None  # accuracy on each of a few held-out problems, of the weights in the sampler
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +61,8 @@ def train(street: Street, done: int = 0) -> None:
     for step in range(done + 1, config.run.steps + 1):
         clock = metrics.Clock()
         try:
-            made = s.feed.take(step, s.learner.updates, clock)
+            with stop.opened():  # from here to the next step's sampling a run is not left
+                made = s.feed.take(step, s.learner.updates, clock)
         except RewardFailed as failed:  # what it raised on must be seen
             s.journal.rollouts(step, failed.groups, [[None] * len(g.scores) for g in failed.groups], s.tokenizer.decode)
             raise
@@ -67,13 +73,15 @@ def train(street: Street, done: int = 0) -> None:
             advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
         with clock("learn"):
             learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
-        with clock("sync"):
-            if s.sampler is not None:
-                with s.feed.pause():
+        with ExitStack() as held:
+            with clock("sync"):
+                held.enter_context(s.feed.pause())
+                if s.sampler is not None:
                     learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
+            probed = _probed(s, step, clock)
         s.feed.learned(step)
-        numbers = {"step": step} | metrics.of_groups(groups) | ages | made.numbers | learned | clock.seconds
-        numbers |= {"seconds": clock.total()}
+        numbers = {"step": step} | metrics.of_groups(groups) | of_texts(groups) | ages | made.numbers | learned | probed
+        numbers |= clock.seconds | {"seconds": clock.total()}
         for source in (s.scorer, s.sampler):
             numbers |= source.stats() if source else {}
         numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
@@ -83,13 +91,12 @@ def train(street: Street, done: int = 0) -> None:
         s.journal.step(numbers)
         s.say(console_line(numbers, step, config.run.steps))
         s.learner.acc.log(_scalars(numbers), step=step)
-        s.watch.check(numbers)
         every = config.algorithm.reference_every
         if every and step % every == 0:
             s.learner.replace_reference()
-        if step == config.run.steps or (config.run.save_every and step % config.run.save_every == 0):
-            state = checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor)
-            checkpoint.save(s.folder / "checkpoints", s.learner, state, config.run.keep)
+        for warning in s.watch.check(numbers | room(s.folder)):
+            s.say(f"warning: {warning}")
+        s.keeper.note(checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor), numbers)
 
 
 def updates_a_step(config: Config) -> int:
