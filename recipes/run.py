@@ -150,6 +150,12 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
         task = load_task(config, tokenizer)
         counts = f"{len(task.train)} training questions, {len(task.heldout)} held out"
         print(f"{config.name}: {counts}, seed {config.run.seed}", flush=True)
+        if config.learner == "trl":
+            from recipes import trl_learner  # TRL, and with it vLLM, is imported for this alone
+
+            if scorer is None or resume or only:
+                raise ValueError("learner = 'trl' runs from its start to its end: it goes with no --resume, --only or --replay")
+            return trl_learner.run(config, folder, task, tokenizer, scorer, started, evaluated)
         if only is None:
             refuse(config, fmean(len(prompt.ids) for prompt in task.train), sampling=groups is None)
         if where:

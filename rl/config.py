@@ -22,6 +22,7 @@ class Run:
     steps: int = 100  # rollouts; a step has `minibatches * inner_epochs` optimiser updates
     save_every: int = 20  # steps; 0 saves only at the end
     keep: int = 2  # newest checkpoints kept
+    best: str = ""  # a metric of metrics.jsonl: the checkpoint before which its mean was highest is kept too
     rollouts_every: int = 1  # steps; every answer as text in rollouts/ (and always the first and the last step's)
     trackers: tuple[str, ...] = ()  # "tensorboard", "wandb", "trackio": through accelerate
 
@@ -166,6 +167,7 @@ class Guard:
 @dataclass(frozen=True)
 class Config:
     name: str = "run"
+    learner: Literal["own", "trl"] = "own"  # "trl": the same recipe through TRL's GRPOTrainer, for comparison
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
