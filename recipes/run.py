@@ -1,8 +1,8 @@
 """The one door: `python -m recipes.run recipes/X.toml key.sub=value ... [--dry-run] [--resume] [--only rollout] [--replay FILE]`.
 
-Exit code 0: done. 2: the input cannot be used, said in one line. 1: the run stopped itself, said in one line with the reason. 130, 143:
-ended by ctrl-C or SIGTERM. Launched on several ranks (`accelerate launch`, recipes/accelerate/), rank 0 does all of this and the others
-follow it (rl/ranks.py).
+Exit code 0: done, or ended by SIGTERM with everything saved. 2: the input cannot be used, said in one line. 1: the run stopped itself,
+said in one line with the reason. 130: ended by ctrl-C, likewise saved. 143: SIGTERM before there was a run to go on with. Launched on
+several ranks (`accelerate launch`, recipes/accelerate/), rank 0 does all of this and the others follow it (rl/ranks.py).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ import torch
 import transformers
 
 from eval.heldout import evaluate
+from recipes import folder as folders
 from recipes import result
 from recipes.plan import refuse
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
-from rl import adapters, checkpoint, data, metrics
+from rl import adapters, checkpoint, data, metrics, stop
 from rl import config as configs
 from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
@@ -58,21 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="key.sub=value")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and what follows from it, and stop")
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of run.out")
+    parser.add_argument("--allow-changes", action="store_true", help="--resume although the config or the data have changed")
     parser.add_argument("--only", choices=["rollout"], help="sample and score, write groups.jsonl, learn nothing")
     parser.add_argument("--replay", metavar="FILE", help="learn from a groups.jsonl instead of sampling")
     args = parser.parse_intermixed_args(argv)
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    # Of several ranks a collective may wait for one that is gone; there a signal ends the process as it always did.
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL if "RANK" in os.environ else _terminate)
     try:
-        if args.only and (args.replay or args.resume):
-            raise ValueError("--only rollout makes groups.jsonl from the start: it goes with neither --replay nor --resume")
-        config = configs.load(args.recipe, args.overrides)
-        if args.dry_run:
-            print(describe(config))
-            return 0
-        return run(config, resume=args.resume, only=args.only, replay=args.replay)
+        # The ranks that follow rank 0 leave when it says so; until they follow, a signal ends them as it always did.
+        with nullcontext() if rank() else stop.listening():
+            return _main(args)
     except ValueError as error:
         return _say_why(2, error)
     except OSError as error:
@@ -81,21 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say_why(2, error)
     except (Stopped, SyncError, RewardFailed, FloatingPointError) as error:
         return _say_why(1, f"stopped: {error}")
-    except Terminated:
-        return _say_why(143, "terminated; go on with --resume")
+    except stop.Ended as ended:
+        return _say_why(128 + ended.number, f"ended by {signal.Signals(ended.number).name} before there was anything to save")
     except KeyboardInterrupt:
         return _say_why(130, "interrupted; go on with --resume")
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: everything is closed as after ctrl-C."""
-
-
-def _terminate(number: int, frame: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: closing is not torn apart
-    raise Terminated
+def _main(args: argparse.Namespace) -> int:
+    if args.only and (args.replay or args.resume):
+        raise ValueError("--only rollout makes groups.jsonl from the start: it goes with neither --replay nor --resume")
+    if args.allow_changes and not args.resume:
+        raise ValueError("--allow-changes is for --resume: a new run takes any config")
+    config = configs.load(args.recipe, args.overrides)
+    if args.dry_run:
+        print(describe(config))
+        return 0
+    return run(config, resume=args.resume, allow_changes=args.allow_changes, only=args.only, replay=args.replay)
 
 
 def _say_why(code: int, reason: object) -> int:
@@ -133,21 +130,33 @@ def describe(config: Config) -> str:
     return json.dumps(configs.to_dict(config), indent=1) + "\n\n" + "\n".join(f"{k:<{width}}  {v}" for k, v in derived.items())
 
 
-def run(config: Config, *, resume: bool = False, only: str | None = None, replay: str | None = None) -> int:
+def run(
+    config: Config, *, resume: bool = False, allow_changes: bool = False, only: str | None = None, replay: str | None = None
+) -> int:
     """One run in its folder, from the first check to the report."""
+    folder = run_folder(config)
+    if resume:
+        folders.check(folder, config, resume, allow_changes)  # a wrong name makes no folder
+    with nullcontext() if rank() else folders.claimed(folder):
+        return _run(config, folder, resume, allow_changes, only, replay)
+
+
+def _run(config: Config, folder: Path, resume: bool, allow_changes: bool, only: str | None, replay: str | None) -> int:
     started = time.time()
     quiet_libraries()
     groups = dict(enumerate((g for _, g in load(replay)), 1)) if replay else None
     if groups is not None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=len(groups)))
-    folder = run_folder(config)
     where = sandbox(config) if groups is None else None
     # First of all, so that an unknown reward is said before anything is loaded; groups of a file have their scores.
     scoring: AbstractContextManager[Scorer | None] = make_scorer(config) if groups is None and not rank() else nullcontext()
     with scoring as scorer:
-        check_folder(folder, config, resume)
+        if not resume:
+            folders.check(folder, config, resume, allow_changes)
         tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
         task = load_task(config, tokenizer)
+        if resume:
+            folders.check_inputs(folder, task, allow_changes)
         counts = f"{len(task.train)} training questions, {len(task.heldout)} held out"
         print(f"{config.name}: {counts}, seed {config.run.seed}", flush=True)
         if config.learner == "trl":
@@ -171,7 +180,8 @@ def run(config: Config, *, resume: bool = False, only: str | None = None, replay
                 return 0
             if only == "rollout":
                 return only_rollout(config, folder, task, engine, scorer)
-            return climb(config, folder, task, tokenizer, engine, scorer, started, resume, groups)
+            with stop.closed():  # but for where it samples and evaluates
+                return climb(config, folder, task, tokenizer, engine, scorer, started, resume, groups)
         finally:
             if engine.sampler is not None:
                 engine.sampler.close()
@@ -192,35 +202,34 @@ def climb(
 ) -> int:
     """Evaluate, train, evaluate, report."""
     learner, minutes = engine.learner, {"setup": (time.time() - started) / 60}
-    folder.mkdir(parents=True, exist_ok=True)
-    result.write_json(folder / "config.json", configs.to_dict(config))
-    before = evaluated(config, folder, task, engine, scorer, "before", minutes)
-    state = checkpoint.State(0, 0, {})
-    if resume:
-        state, damaged = checkpoint.load(folder / "checkpoints", learner)
-        for reason in damaged:
-            print(f"checkpoint passed over: {reason}", flush=True)
-        print(f"resumed after step {state.step} of {config.run.steps}", flush=True)
-        if engine.sampler is not None:
-            sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
-    journal = Journal(folder, state.step if resume else None)
-    feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
-    street = Street(
-        config, folder, feed, scorer, engine.sampler, learner, journal,
-        Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say,
-    )  # fmt: skip
-    begun = time.time()
+    folders.record(folder, config, task)
+    keeper = checkpoint.Keeper(folder / "checkpoints", learner, config.run)
     try:
-        train(street, state.step)
-    except (Stopped, SyncError, RewardFailed, FloatingPointError):
-        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
-        raise
-    finally:
-        feed.close()
-        journal.close()
-        minutes["train"] = (time.time() - begun) / 60
-    save_final(learner, tokenizer, folder / "final")
-    after = evaluated(config, folder, task, engine, scorer, "after", minutes)
+        before = evaluated(config, folder, task, engine, scorer, "before", minutes)
+        state = resumed(config, keeper, engine) if resume else keeper.state
+        journal = Journal(folder, state.step if resume else None)
+        feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
+        street = Street(
+            config, folder, feed, scorer, engine.sampler, learner, journal,
+            Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say, keeper,
+        )  # fmt: skip
+        begun = time.time()
+        try:
+            train(street, state.step)
+        except (Stopped, SyncError, RewardFailed, FloatingPointError):
+            print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
+            raise
+        finally:
+            feed.close()
+            journal.close()
+            minutes["train"] = (time.time() - begun) / 60
+        save_final(learner, tokenizer, folder / "final")
+        after = evaluated(config, folder, task, engine, scorer, "after", minutes)
+    except stop.Ended as ended:
+        keeper.save()
+        name, step = signal.Signals(ended.number).name, f"{keeper.state.step} of {config.run.steps}"
+        print(f"{name}: saved after step {step}; go on with the same command and --resume", flush=True)
+        return 0 if ended.number == signal.SIGTERM else 128 + ended.number
     minutes["total"] = (time.time() - started) / 60
     tree = result.result(config, config.run.steps, before, after, minutes, sandbox(config) if scorer else None)
     result.write_json(folder / "result.json", tree)
@@ -229,24 +238,16 @@ def climb(
     return 0
 
 
-def check_folder(folder: Path, config: Config, resume: bool) -> None:
-    """A run's folder belongs to one run. Raises ValueError."""
-    there = folder / "config.json"
-    if not resume:
-        if there.exists():
-            raise ValueError(f"{folder} already holds a run: go on with --resume, or choose another folder with run.out=")
-        return
-    if not there.exists():
-        raise ValueError(f"--resume: {folder} holds no run; start it without --resume")
-    if not any((folder / "checkpoints").glob("step-*")):
-        raise ValueError(f"--resume: {folder} holds no checkpoint yet; delete it, or start without --resume in a new run.out")
-    try:
-        old = configs.from_dict(json.loads(there.read_text()))
-    except ValueError as error:
-        raise ValueError(f"--resume: {there} cannot be read: {error}") from None
-    changed = [d for d in configs.difference(old, config) if not d.startswith(("run.steps:", "run.out:"))]
-    if changed:
-        raise ValueError(f"--resume: the config is not the run's ({'; '.join(changed)}); only run.steps may change")
+def resumed(config: Config, keeper: checkpoint.Keeper, engine: Engine) -> checkpoint.State:
+    """Learner and sampler as the newest whole checkpoint has them; as they are where none was ever written."""
+    state, damaged = keeper.load()
+    for reason in damaged:
+        print(f"checkpoint passed over: {reason}", flush=True)
+    print(f"resumed after step {state.step} of {config.run.steps}", flush=True)
+    learner = engine.learner
+    if engine.sampler is not None:
+        sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
+    return state
 
 
 def evaluated(
@@ -260,10 +261,11 @@ def evaluated(
         return None
     begun = time.time()
     e = config.evaluate
-    figures = evaluate(
-        engine.sampler, task.heldout, scorer, samples=e.samples, temperature=e.temperature,
-        max_tokens=e.max_tokens or config.rollout.max_tokens,
-    )  # fmt: skip
+    with stop.opened():
+        figures = evaluate(
+            engine.sampler, task.heldout, scorer, samples=e.samples, temperature=e.temperature,
+            max_tokens=e.max_tokens or config.rollout.max_tokens,
+        )  # fmt: skip
     minutes[when] = (time.time() - begun) / 60
     result.write_json(kept, figures)
     print(f"{when:<6} {result.figures(figures)}  ({60 * minutes[when]:.0f} s)", flush=True)

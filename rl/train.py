@@ -99,6 +99,22 @@ def train(street: Street, done: int = 0) -> None:
         s.keeper.note(checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor), numbers)
 
 
+def _probed(s: Street, step: int, clock: metrics.Clock) -> dict[str, Any]:
+    """Held-out accuracy of the weights that the sampler has now, in steps that look at it."""
+    every = s.config.guard.probe_every
+    if not (s.probe and every and (step == 1 or step % every == 0)):
+        return {}
+    with clock("probe"):
+        right = s.probe()
+    return {"heldout": sum(right) / len(right), "heldout_right": right}
+
+
+def room(folder: Path) -> dict[str, float]:
+    """Free bytes where the run writes, and those of its largest checkpoint so far."""
+    sizes = [sum(f.stat().st_size for f in p.iterdir()) for p in (folder / "checkpoints").glob("step-*")]
+    return {"disk_free": float(shutil.disk_usage(folder).free), "checkpoint_bytes": float(max(sizes, default=0))}
+
+
 def updates_a_step(config: Config) -> int:
     return config.algorithm.minibatches * config.algorithm.inner_epochs
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recipes import run as door
-from rl import checkpoint, ranks
+from rl import checkpoint, checkpoint_parts, ranks
 from rl.batch import Counts, pack
 from rl.config import Config, Lora
 from rl.learn import Learner
@@ -163,23 +163,24 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     same(tmp_path, alone(family))
     kinds = ["model", "optimizer", "reference"]
     whole = [f"{kind}.safetensors" for kind in kinds]
-    assert files(tmp_path / "checkpoints" / "step-000002") == sorted(["manifest.json", "state.json", *whole])
+    assert files(tmp_path / "checkpoints" / "step-000002") == sorted(["manifest.json", "random.json", "state.json", *whole])
     if sharded:
         whole = [f"{kind}-{i:05d}-of-00003.safetensors" for kind in kinds for i in (1, 2, 3)]
+    whole += [f"random-{i:05d}-of-{last:05d}.json" for i in range(1, last + 1)]
     assert files(tmp_path / "checkpoints" / "step-000003") == sorted(["manifest.json", "state.json", *whole])
 
 
 def troubles(folder: Path, model: str) -> None:
     """A disk that is full for rank 1, a gradient that is no number, a damaged part, another model: each is said on rank 0, and the
     ranks go on together."""
-    saved = checkpoint.save_file
+    saved = checkpoint_parts.save_file
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if ranks.rank() == 1 and not (folder / "space").exists():
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         saved(tensors, path)
 
-    checkpoint.save_file = full
+    checkpoint_parts.save_file = full
 
     def program(one: Learner) -> None:
         state = checkpoint.State(1, 0, {})

@@ -32,6 +32,7 @@ FILES = {
     "checkpoints",
     "config.json",
     "final",
+    "inputs.json",
     "metrics.jsonl",
     "report.html",
     "result.json",
@@ -265,6 +266,7 @@ def test_a_folder_belongs_to_one_run(whole: Path, recipe: Path, capsys: pytest.C
     assert "already holds a run: go on with --resume" in refused(capsys, args)
     told = refused(capsys, [*args, "--resume", "learn.lr=1e-4", "rollout.group=8"])
     assert "the config is not the run's (learn.lr: 0.001 -> 0.0001; rollout.group: 4 -> 8); only run.steps may change" in told
+    assert told.endswith("Go on all the same with --allow-changes\n")
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
@@ -272,7 +274,6 @@ def test_resume_where_nothing_was_saved(recipe: Path, tmp_path: Path, capsys: py
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.json").write_text(json.dumps(configs.to_dict(configs.load(recipe, [f"run.out={out}"]))))
-    assert "holds no checkpoint yet" in refused(capsys, [str(recipe), f"run.out={out}", "--resume"])
     (out / "checkpoints" / "step-000003").mkdir(parents=True)
     assert "no whole checkpoint" in refused(capsys, [str(recipe), f"run.out={out}", "--resume"])
     (out / "config.json").write_text("{")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes import run as door
-from rl import checkpoint, train
+from rl import checkpoint, checkpoint_parts, train
 from rl import config as configs
 from rl.data import Order
 from rl.feed import sampling
@@ -89,7 +89,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
 
     def save(*args, **options):
         if moment.startswith("while") and args[2].step == 6:
-            monkeypatch.setattr(checkpoint, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            monkeypatch.setattr(checkpoint_parts, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         path = real_save(*args, **options)
         if moment.startswith("after"):
             raise KeyboardInterrupt
