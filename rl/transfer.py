@@ -50,18 +50,24 @@ class Window(Protocol):
 
 def pack(weights: Iterator[tuple[str, Tensor]], window: Tensor) -> Iterator[tuple[Index, int]]:
     """Fill the window with as many weights as fit, again and again; yields what stands in it and how many bytes that is."""
+
+    def whole() -> int:
+        if window.is_cuda:  # who is told of it may read at once, in another process
+            torch.cuda.synchronize(window.device)
+        return used
+
     index: Index = []
     used = 0
     for name, weight in weights:
         flat = weight.contiguous().view(-1).view(torch.uint8)
         if used + flat.numel() > window.numel():
-            yield index, used
+            yield index, whole()
             index, used = [], 0
         window[used : used + flat.numel()].copy_(flat)
         index.append((name, str(weight.dtype).removeprefix("torch."), list(weight.shape), used))
         used += math.ceil(flat.numel() / ALIGN) * ALIGN
     if index:
-        yield index, used
+        yield index, whole()
 
 
 def unpack(index: Sequence[Sequence[Any]], window: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -123,7 +129,7 @@ class IpcWindow:
         pass
 
     def publish(self, size: int) -> None:
-        torch.cuda.synchronize(self.bytes_.device)
+        pass
 
     def close(self) -> None:
         self.bytes_ = torch.empty(0, dtype=torch.uint8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,24 +72,3 @@ except RuntimeError as error:
     print("NOTICED", error)
 window.close()
 """
-
-LEARNER = """
-import torch
-from rl.transfer import IpcWindow
-
-window = IpcWindow(1 << 20, torch.device("cuda", 0))
-window.opened(0)
-print("up", flush=True)
-input()
-"""
-
-
-def test_a_killed_learner_leaves_no_file_in_shared_memory():
-    """torch counts the users of memory opened over CUDA IPC in a file there."""
-    learner = subprocess.Popen(
-        [sys.executable, "-c", LEARNER], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert learner.stdout.readline() == "up\n"
-    learner.send_signal(signal.SIGKILL)
-    learner.communicate()
-    assert not [name for name in os.listdir("/dev/shm") if str(learner.pid) in name]
