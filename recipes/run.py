@@ -13,13 +13,14 @@ import errno
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,6 +35,7 @@ from eval.heldout import evaluate
 from recipes import folder as folders
 from recipes import result
 from recipes.plan import refuse
+from recipes.probe import make_probe
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
 from rl import adapters, checkpoint, data, metrics, stop
@@ -211,12 +213,16 @@ def climb(
         feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
         street = Street(
             config, folder, feed, scorer, engine.sampler, learner, journal,
-            Watch(config.guard, engine.tolerance.mean, state.guard), engine.tolerance.canary, engine.canaries, tokenizer, _say, keeper,
+            Watch(config.guard, engine.tolerance.mean, state.guard, config.rollout.max_staleness if scorer else math.inf),
+            engine.tolerance.canary, engine.canaries, tokenizer, _say, keeper, make_probe(config, task, engine.sampler, scorer),
         )  # fmt: skip
         begun = time.time()
         try:
             train(street, state.step)
         except (Stopped, SyncError, RewardFailed, FloatingPointError):
+            if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
+                with suppress(OSError):  # a full disk is not the reason, or says so itself
+                    keeper.save()
             print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
             raise
         finally:

@@ -51,14 +51,18 @@ class Keeper:
         self.state, self.saved = State(0, 0, {}), True
 
     def note(self, state: State, metrics: Mapping[str, Any]) -> None:
-        """A whole step is done; saves where that is due."""
+        """A whole step is done."""
         if state.step == 1 and self.run.best and self.run.best not in metrics:
             raise ValueError(f"run.best = {self.run.best!r}: a step has no such number; it has {', '.join(sorted(metrics))}")
         value = metrics.get(self.run.best)
         window = self.state.window + ((float(value),) if isinstance(value, int | float) and math.isfinite(value) else ())
         self.state, self.saved = replace(state, window=window), False
-        if state.step == self.run.steps or (self.run.save_every and state.step % self.run.save_every == 0):
-            self.state = replace(state, score=sum(window) / len(window) if window else None)
+
+    def due(self, wanted: bool = True) -> None:
+        """Save where it is time for it: every `run.save_every` steps unless it is not `wanted`, and in the end."""
+        state, window, every = self.state, self.state.window, self.run.save_every
+        if state.step == self.run.steps or (wanted and every and state.step % every == 0):
+            self.state = replace(state, score=sum(window) / len(window) if window else None, window=())
             self.save()
 
     def save(self) -> None:

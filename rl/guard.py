@@ -14,7 +14,7 @@ from typing import Any
 
 from rl.config import Guard
 from rl.guard_rules import RECENT, RULES, START, Seen
-from rl.records import Prompt
+from rl.records import Group, Prompt
 
 
 class Stopped(RuntimeError):
@@ -55,6 +55,16 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: Any, vocabulary: int, ma
                 f"prompt {prompt.id} ({len(prompt.ids)} tokens) and {max_tokens} new tokens exceed the model's context of {max_model_len}: "
                 "lower rollout.max_tokens or drop the prompt"
             )
+
+
+def check_rewards(groups: Sequence[Group]) -> None:
+    """Every reward is a number, or None for no verdict. Raises Stopped."""
+    for group in groups:
+        for score in group.scores:
+            if score.value is not None and not math.isfinite(score.value):
+                raise Stopped(
+                    f"the reward of an answer to {group.prompt.id} is {score.value} ({score.reason}): mend the reward", "nan"
+                )
 
 
 class Watch:

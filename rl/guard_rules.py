@@ -214,8 +214,8 @@ def _hacking(s: Seen) -> str | None:
 LOWER = "Lower learn.lr, or set algorithm.kl"
 RULES: dict[str, Rule] = {
     "nan": Rule(_nan, at_once=True),
-    "mismatch": Rule(_mismatch, at_once=True),
     "stale": Rule(_stale, at_once=True),
+    "mismatch": Rule(_mismatch, at_once=True),
     "masked": Rule(_masked, at_once=True),
     "disk": Rule(_disk, at_once=True),
     "truncated": Rule(_truncated, "Raise rollout.max_tokens"),

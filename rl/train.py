@@ -17,7 +17,7 @@ from rl.advantage import ADVANTAGES
 from rl.ahead import staleness
 from rl.config import Config, max_tokens_at
 from rl.feed import Feed
-from rl.guard import Watch
+from rl.guard import Stopped, Watch, check_rewards
 from rl.guard_text import of_texts
 from rl.learn import Learner
 from rl.records import Prompt
@@ -52,7 +52,7 @@ class Street:
 
 
 def train(street: Street, done: int = 0) -> None:
-    """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError, rollout.RewardFailed or FloatingPointError with the reason."""
+    """Steps done+1 .. run.steps. Raises guard.Stopped, sync.SyncError or rollout.RewardFailed with the reason."""
     s, config = street, street.config
     started = metrics.Clock()
     for source in (s.scorer, s.sampler):
@@ -70,9 +70,13 @@ def train(street: Street, done: int = 0) -> None:
         if s.sampler is not None:
             s.sampler.rest()
         with clock("reward"):
+            check_rewards(groups)
             advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
         with clock("learn"):
-            learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
+            try:
+                learned = s.learner.step(groups, advantages, max_tokens_at(config, step))
+            except FloatingPointError as error:
+                raise Stopped(str(error), "nan") from None
         with ExitStack() as held:
             with clock("sync"):
                 held.enter_context(s.feed.pause())
@@ -94,9 +98,12 @@ def train(street: Street, done: int = 0) -> None:
         every = config.algorithm.reference_every
         if every and step % every == 0:
             s.learner.replace_reference()
-        for warning in s.watch.check(numbers | room(s.folder)):
-            s.say(f"warning: {warning}")
-        s.keeper.note(checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor), numbers)
+        try:
+            for warning in s.watch.check(numbers | room(s.folder)):
+                s.say(f"warning: {warning}")
+        finally:  # a step that is stopped for is a whole one, too
+            s.keeper.note(checkpoint.State(step, s.learner.updates, s.watch.memory(), made.cursor), numbers)
+        s.keeper.due(s.watch.healthy or not config.guard.rollbacks)  # a run that may go back keeps what it would go back to
 
 
 def _probed(s: Street, step: int, clock: metrics.Clock) -> dict[str, Any]:

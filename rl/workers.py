@@ -26,6 +26,8 @@ RESTARTS = 100  # of all workers in a run; what dies more often has another caus
 class PoolStopped(Stopped):
     """Too few workers are left, or one did not take its weights in time."""
 
+    guard = "workers"
+
 
 class Start(Protocol):
     """Starts worker number `slot`, which need not be ready yet. Raises WorkerLost, ValueError."""

@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(train, "ADVANTAGES", {"group_std": lambda rewards: [float("nan")] * len(rewards)})
     assert door.main([recipe, f"run.out={tmp_path / 'run'}", "evaluate.problems=0"]) == 1
     told = capsys.readouterr()
-    assert "error: stopped: the gradient of update 1 is nan: the weights are untouched" in told.err
+    assert "error: stopped: guard nan: the gradient of update 1 is nan: the weights are untouched" in told.err
     assert len(told.err.splitlines()) == 1
     assert (tmp_path / "run" / "report.html").exists()  # the page says how far it came
 
