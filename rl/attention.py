@@ -122,7 +122,8 @@ def packed_attention(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, L, D], key and value [1, H_kv, L, D] -> [1, L, H, D]; `packing` comes from the model's forward call.
+    """query [1, H, L, D], key [1, H_kv, L, D], value [1, H_kv, L, at most D] -> [1, L, H, as value]; `packing` comes from the model's
+    forward call.
 
     ValueError where the architecture wants more than plain causal attention: dropping that would change log-probs silently.
     """
@@ -135,13 +136,16 @@ def packed_attention(
         extra.append(f"sliding_window = {sliding_window} below a sequence of {_longest(packing)} tokens")
     if extra:
         raise ValueError(f"{type(module).__name__} wants {', '.join(extra)}, which attention over packed rows does not do")
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # latent attention (MLA): kernels want values as wide as keys, and zeros add nothing
+        value = F.pad(value, (0, query.shape[-1] - width))
     if isinstance(packing, Varlen):
-        return _varlen_attention(query, key, value, scaling, packing).unsqueeze(0), None
+        return _varlen_attention(query, key, value, scaling, packing)[None, ..., :width], None
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
         key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
     parts = [part for block in packing for part in _block_attention(query, key, value, scaling, block)]
-    return torch.cat(parts)[None], None
+    return torch.cat(parts)[None, ..., :width], None
 
 
 def _block_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, block: Block) -> tuple[Tensor, Tensor]:

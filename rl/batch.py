@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from rl.loss import AGGREGATE, token_weights
@@ -168,7 +169,42 @@ def _row(pieces: list[list[Sample]]) -> Row:
         advantages_T=spread(s.advantage for s in samples),
         sampled_T=torch.tensor([x for s in samples for x in s.completion.logprobs], dtype=torch.float32),
         weights_T=spread(s.weight for s in samples),
+        experts_LMK=_experts(pieces),
     )
+
+
+def _experts(pieces: list[list[Sample]]) -> torch.Tensor | None:
+    """The sampler's experts at each position of a row; -1 where it told none. None where it told nothing at all.
+
+    A prompt stands in the row once: its experts are those of the first of its samples that has some.
+    """
+    shapes = {c.experts.shape[1:] for piece in pieces for s in piece if (c := s.completion).experts is not None}
+    if not shapes:
+        return None
+    if len(shapes) > 1:
+        raise ValueError(f"samples of one row name experts of different models: {sorted(shapes)} (layers, experts of a token)")
+    shape = next(iter(shapes))
+    parts = []
+    for piece in pieces:
+        prompt = len(piece[0].prompt.ids)
+        told = [_told(s, prompt, shape) for s in piece]
+        first = next((i for i, s in enumerate(piece) if s.completion.experts is not None), 0)
+        parts += [told[first][:prompt], *(t[prompt:] for t in told)]
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _told(sample: Sample, prompt: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A sample's experts by position, [prompt + tokens, ...]: the last token never went through the sampler."""
+    positions = prompt + sample.completion.tokens
+    told, experts = np.full((positions, *shape), -1, np.int16), sample.completion.experts
+    if experts is not None:
+        if len(experts) != positions - 1:
+            raise ValueError(
+                f"a sample of {prompt} + {sample.completion.tokens} tokens names experts of {len(experts)} positions, not of "
+                f"{positions - 1}: they do not belong to it"
+            )
+        told[:-1] = experts
+    return told
 
 
 def with_logprobs(row: Row, *, old_T: torch.Tensor | None = None, ref_T: torch.Tensor | None = None) -> Row:

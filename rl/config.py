@@ -45,6 +45,7 @@ class Model:
     checkpoint_share: float = 1.0  # of the layers, where gradient_checkpointing is on
     fp32_head: bool = False  # logits are computed in fp32 on a GPU too, not in bf16
     lora: Lora = field(default_factory=Lora)
+    routing_replay: bool = True  # mixture of experts: the learner uses the experts that the sampler chose; see routing.py
     qlora: bool = False  # CUDA: the frozen weights below `lora` are held in 4 bits (bitsandbytes)
 
 
@@ -128,6 +129,7 @@ class Learn:
     row_tokens: int = 8192  # a packed row holds at most this many positions (a larger group is split)
     optimizer: Literal["adamw", "adamw8"] = "adamw"  # "adamw8": moments in 8 bits; see optim.py
     offload: bool = False  # CUDA: the moments lie in the host's memory between updates
+    balance_rate: float = 0.001  # of the routers' biases after an update, by the load of their experts (DeepSeek-V3); 0: off
     compile: Literal["cuda", "always", "never"] = "cuda"  # the decoder's layers
 
 
@@ -229,6 +231,7 @@ def check(config: Config) -> None:
         ("algorithm.clip_low", a.clip_low, 0), ("algorithm.clip_high", a.clip_high, 0), ("algorithm.kl", a.kl, 0),
         ("algorithm.importance_cap", a.importance_cap, 0), ("algorithm.reference_every", a.reference_every, 0),
         ("learn.row_tokens", learn.row_tokens, 1), ("learn.warmup", learn.warmup, 0), ("learn.weight_decay", learn.weight_decay, 0),
+        ("learn.balance_rate", learn.balance_rate, 0),
         ("evaluate.samples", e.samples, 1), ("evaluate.problems", e.problems, 0), ("evaluate.max_tokens", e.max_tokens, 0),
         ("evaluate.temperature", e.temperature, 0), ("guard.patience", g.patience, 1), ("guard.mismatch", g.mismatch, 0),
         ("guard.probe_every", g.probe_every, 0), ("guard.probe_problems", g.probe_problems, 1), ("guard.rollbacks", g.rollbacks, 0),

@@ -140,7 +140,8 @@ def _useless(scores: Sequence[Pending]) -> bool:
 def sampling(config: Config, step: int) -> Sampling:
     """A seed of its own for every step: what a resumed run samples does not depend on what came before."""
     r = config.rollout
-    return Sampling(r.group, max_tokens_at(config, step), r.temperature, config.run.seed * 1_000_003 + step, r.top_p, r.top_k)
+    seed = config.run.seed * 1_000_003 + step
+    return Sampling(r.group, max_tokens_at(config, step), r.temperature, seed, r.top_p, r.top_k, config.model.routing_replay)
 
 
 class Feed(Protocol):

@@ -1,16 +1,20 @@
 """What learner and rollout workers say to each other: frames of a JSON header and raw bytes over a socket. Never pickle.
 
-Completions travel as int32 ids and float32 log-probs (which is what engines give), so nothing is lost and little is parsed.
+Completions travel as int32 ids and float32 log-probs (which is what engines give), and int16 experts where they have them, so nothing is
+lost and little is parsed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 import struct
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rl.records import Completion
 
@@ -71,8 +75,10 @@ def encode(completions: Sequence[Completion]) -> tuple[dict[str, Any], bytes]:
         "texts": [c.text for c in completions],
         "versions": [c.version for c in completions],
         "switches": [c.switches for c in completions],
+        "experts": [None if c.experts is None else c.experts.shape for c in completions],
     }
-    return fields, ids.tobytes() + logprobs.tobytes()
+    experts = [c.experts.astype(np.int16, copy=False).tobytes() for c in completions if c.experts is not None]
+    return fields, b"".join([ids.tobytes(), logprobs.tobytes(), *experts])
 
 
 def decode(header: Mapping[str, Any], payload: bytes) -> list[Completion]:
@@ -81,19 +87,38 @@ def decode(header: Mapping[str, Any], payload: bytes) -> list[Completion]:
         lengths = [int(n) for n in header["lengths"]]
         ids, logprobs = array("i"), array("f")
         ids.frombytes(payload[: 4 * sum(lengths)])
-        logprobs.frombytes(payload[4 * sum(lengths) :])
+        logprobs.frombytes(payload[4 * sum(lengths) : 8 * sum(lengths)])
+        experts = _experts(header["experts"], payload[8 * sum(lengths) :])
         if min(lengths, default=0) < 0 or not len(ids) == len(logprobs) == sum(lengths):
             raise ValueError(f"{len(ids)} ids and {len(logprobs)} log-probs for {sum(lengths)} tokens")
         made, at = [], 0
         rows = (header[name] for name in ("finish", "texts", "versions", "switches"))
-        for n, finish, text, version, switches in zip(lengths, *rows, strict=True):
+        for n, finish, text, version, switches, routed in zip(lengths, *rows, experts, strict=True):
             both = ids[at : at + n].tolist(), logprobs[at : at + n].tolist()
             marks = tuple((int(i), int(v)) for i, v in switches)
-            made.append(Completion(tuple(both[0]), tuple(both[1]), str(finish), str(text), int(version), marks))
+            made.append(Completion(tuple(both[0]), tuple(both[1]), str(finish), str(text), int(version), marks, routed))
             at += n
         return made
     except (KeyError, TypeError, ValueError) as error:
         raise Broken(f"completions that do not fit together: {error}") from None
+
+
+def _experts(shapes: Sequence[Any], payload: bytes) -> list[np.ndarray | None]:
+    """The int16 arrays of these shapes, one after the other; None where there is no shape. ValueError where they do not fill it."""
+    made: list[np.ndarray | None] = []
+    at = 0
+    for shape in shapes:
+        if shape is None:
+            made.append(None)
+            continue
+        count = math.prod(map(int, shape))
+        if len(shape) != 3 or min(shape) < 0:
+            raise ValueError(f"experts of shape {shape}")
+        made.append(np.frombuffer(payload, np.int16, count, 2 * at).reshape(shape))
+        at += count
+    if 2 * at != len(payload):
+        raise ValueError(f"{len(payload)} bytes of experts where {2 * at} were announced")
+    return made
 
 
 def check(completions: Sequence[Completion], n: int, vocabulary: int, max_tokens: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rl.loss import policy_loss
 from rl.optim import make_optimizer
 from rl.policy import Policy, graphs_compiled
 from rl.records import Batch, Completion, Group, Prompt, Row
+from rl.routing import Balance, Routing, biases
 
 GATHERED = 1 << 28  # elements of full weights that a rank holds at once when they are gathered
 Advantages = Sequence[Sequence[float | None]]
@@ -55,6 +57,8 @@ class Learner:
             for each in filter(None, (policy, reference)):
                 each.compile_layers(lean=config.model.gradient_checkpointing)
         policy.train()
+        if config.model.routing_replay or config.learn.balance_rate:
+            policy.routing = Routing.of(policy.model)
         self.ranks = ranks.Ranks(acc, self)
         self.ranks.wait()  # for the one that read the weights
         self.sharded = ranks.asked_to_shard()
@@ -77,6 +81,7 @@ class Learner:
             else:
                 reference.to(acc.device)
         self.updates = 0
+        self.balance = Balance(self.policy.routing, config.learn.balance_rate, acc) if self.policy.routing else None
 
     def begin(self) -> None:
         """From here on rank 0 runs the program; the others must `ranks.follow()`."""
@@ -100,20 +105,29 @@ class Learner:
         left = iter(rows)
         batches = [self._prepared(Batch(self._mine(tuple(islice(left, n))), *counts)) for n, *counts in sizes]
         sums: dict[str, Any] = defaultdict(float)
+        if self.balance and any(row.experts_LMK is not None for row in rows):
+            self.balance.compare(batches[0].rows[0], lambda row: self._logprobs(self.policy, row)[0])
         for _ in range(self.config.algorithm.inner_epochs):
             for batch in batches:
                 self._update(batch, sums)
-        return self._means(sums) | ({"graphs": float(graphs_compiled())} if self.policy.compiled else {})
+        means = self._means(sums) | ({"graphs": float(graphs_compiled())} if self.policy.compiled else {})
+        return means | (self.balance.numbers() if self.balance else {})
 
     def _batch(self, groups: Sequence[Group], advantages: Advantages, max_tokens: int) -> Batch:
         overlong = self.config.algorithm.overlong
         counts = count(groups, advantages, overlong)
         # Where nothing is left to learn from, every weight is 0 and the counts do not matter.
         counts = Counts(max(counts.samples, 1), max(counts.tokens, 1))
-        return pack(
+        batch = pack(
             groups, advantages, loss=self.config.algorithm.loss, counts=counts, max_tokens=max_tokens,
             row_tokens=self.config.learn.row_tokens, overlong=overlong, ranks=self.ranks.size,
         )  # fmt: skip
+        routing = self.policy.routing if self.config.model.routing_replay else None
+        if routing is None:
+            return replace(batch, rows=tuple(replace(row, experts_LMK=None) for row in batch.rows))
+        for row in batch.rows:
+            routing.check(row)
+        return batch
 
     def _mine(self, rows: tuple[Row, ...]) -> tuple[Row, ...]:
         """This rank's rows, as many as any rank has: each pass is one that all take part in."""
@@ -136,6 +150,7 @@ class Learner:
         return Batch(tuple(rows), batch.samples, batch.tokens)
 
     def _reference_logprobs(self, row: Row) -> Tensor:
+        row = replace(row, experts_LMK=None)  # another router
         if self.reference is not None:
             return self._logprobs(self.reference, row)[0]
         with adapters.disabled(self.policy.model):  # the base is the reference: no second model
@@ -152,6 +167,8 @@ class Learner:
         for i, row in enumerate(batch.rows):
             with ranks.accumulating(self.acc, self.prepared, last=i == len(batch.rows) - 1):
                 logprobs_T, entropy_T = self._logprobs(self.prepared, row)
+                if self.balance:
+                    self.balance.count(row)
                 loss, metrics = policy_loss(
                     a.loss,
                     logprobs_T,
@@ -179,6 +196,8 @@ class Learner:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.balance:
+            self.balance.update()
         self.updates += 1
         sums["updates"] += 1
         sums["grad_norm"] += norm
@@ -207,6 +226,8 @@ class Learner:
         assert self.reference is not None
         for mine, theirs in zip(self.at_rest(self.reference), self.at_rest(self.policy), strict=True):
             ranks.local(mine).copy_(ranks.local(theirs))
+        for mine, theirs in zip(biases(self.reference.model).values(), biases(self.policy.model).values(), strict=True):
+            mine.copy_(theirs)
 
     @staticmethod
     def at_rest(policy: Policy) -> list[Tensor]:
@@ -214,7 +235,8 @@ class Learner:
         return list(ranks.at_rest(policy).parameters())
 
     def fetch(self, names: Sequence[str], dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors of the policy's state_dict by name, cast to `dtype`, a few at a time where they must be gathered."""
+        """Full tensors of the policy's state_dict by name, cast to `dtype` (not routers' biases: they move by less than bf16 resolves),
+        a few at a time where they must be gathered."""
         sizes = {name: tensor.numel() for name, tensor in self.policy.model.state_dict().items()}
         bucket: list[str] = []
         for name in [*names, ""]:
@@ -226,7 +248,8 @@ class Learner:
     def _gather(self, argument: tuple[Sequence[str], str | None], _: Any) -> list[Tensor]:
         names, dtype = argument
         state = ranks.at_rest(self.policy).model.state_dict()
-        return [ranks.gather(state[n], dtype and getattr(torch, dtype.removeprefix("torch."))) for n in names]
+        wanted, exact = dtype and getattr(torch, dtype.removeprefix("torch.")), biases(self.policy.model)
+        return [ranks.gather(state[n], None if n in exact else wanted) for n in names]
 
     @torch.no_grad()
     def _forward(self, _: Any, rows: Sequence[Row]) -> None:

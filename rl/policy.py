@@ -19,6 +19,7 @@ from rl import adapters
 from rl.attention import PACKED, layout
 from rl.logprobs import Cut, token_logprobs
 from rl.records import Row
+from rl.routing import Routing, biases, carried
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,8 +32,11 @@ class Policy(nn.Module):
         self.model, self.fp32_head, self.compiled = model, fp32_head, False
         # Where weights are sharded over ranks, set by the learner: (names in state_dict, dtype) -> full tensors, all ranks helping.
         self.fetch: Callable[[Sequence[str], torch.dtype | None], Iterator[tuple[str, Tensor]]] | None = None
+        self.routing: Routing | None = None  # of a mixture of experts, where the learner wants to replay or balance
 
     def forward(self, row: Row, temperature: float, top_p: float = 1.0, top_k: int = 0) -> tuple[Tensor, Tensor]:
+        if self.routing:
+            self.routing.force(row.experts_LMK)
         hidden_LH = self.model.base_model(
             input_ids=row.ids_L[None],
             position_ids=row.positions_L[None],
@@ -73,15 +77,17 @@ class Policy(nn.Module):
             layer.gradient_checkpointing = int((i + 1) * share + 1e-9) > int(i * share + 1e-9)
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Named weights as `save_pretrained` names them, tied ones once, cast to `dtype` for a sampler; adapters are merged in."""
+        """Named weights, tied ones once, cast to `dtype` for a sampler, and the routers' biases as they are; adapters are merged in."""
         if adapters.attached(self.model):
             yield from adapters.merged(self.model, self._fetched, dtype)
+            yield from biases(self.model).items()
             return
         if self.fetch:
-            yield from self.fetch([name for name, _ in self.model.named_parameters()], dtype)
+            yield from self.fetch(list(carried(self.model)), dtype)
             return
         for name, weight in self.model.named_parameters():
             yield name, weight.detach().to(dtype or weight.dtype)
+        yield from biases(self.model).items()
 
     def adapter(self) -> Iterator[tuple[str, Tensor]]:
         """The adapter's weights alone, named as peft saves them."""

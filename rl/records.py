@@ -10,12 +10,13 @@ is computed on, in the order in which they stand in the row. Tensors appear only
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from rewards.score import Score
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -46,6 +47,7 @@ class Sampling:
     seed: int = 0
     top_p: float = 1.0  # nucleus: the fewest tokens that hold this mass; 1: all
     top_k: int = 0  # the k likeliest tokens, before top_p; 0: all
+    experts: bool = False  # of mixture-of-experts models: tell each token's experts (Completion.experts)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class Completion:
     text: str
     version: int  # of the weights that sampled its first token: the number of optimiser updates behind them
     switches: tuple[tuple[int, int], ...] = ()  # (token index, version from there on): weights that came while it was sampled
+    # int16 [prompt + tokens - 1, layers with experts, experts of a token]: where the sampler's routers sent each position that went
+    # through it, the prompt's and all but the last token's; -1: not known. None: a dense model, or nobody asked.
+    experts: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -124,6 +129,7 @@ class Row:
     weights_T: Tensor  # float32, 0 where a sample is masked
     old_T: Tensor | None = None  # float32, the learner's log-probs before the first update; None: the current ones
     ref_T: Tensor | None = None  # float32, the reference model's log-probs
+    experts_LMK: Tensor | None = None  # int16, the sampler's experts by layer; -1: the learner's own choice (routing.py)
 
     def to(self, device: Any) -> Row:
         """The row with its tensors on `device`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rewards.score import Score
 from rewards.scorer import Pending, RewardError, Scorer
@@ -71,7 +74,11 @@ def _wait(pending: Pending, failed: list[str]) -> Score:
 def dump(groups: Sequence[Group], step: int) -> Iterator[str]:
     """One JSON line a group, with everything a learner needs."""
     for group in groups:
-        yield json.dumps({"step": step} | asdict(group), ensure_ascii=False)
+        yield json.dumps({"step": step} | asdict(group), ensure_ascii=False, default=_as_text)
+
+
+def _as_text(experts: np.ndarray) -> dict[str, Any]:
+    return {"shape": experts.shape, "int16": base64.b64encode(experts.astype("<i2").tobytes()).decode()}
 
 
 def load(path: str | Path) -> list[tuple[int, list[Group]]]:
@@ -93,11 +100,21 @@ def load(path: str | Path) -> list[tuple[int, list[Group]]]:
     return sorted(steps.items())
 
 
+def _experts(tree: dict[str, Any] | None) -> np.ndarray | None:
+    return None if tree is None else np.frombuffer(base64.b64decode(tree["int16"]), "<i2").reshape(tree["shape"])
+
+
 def _group(tree: dict[str, Any]) -> Group:
     p = tree["prompt"]
     completions = tuple(
         Completion(
-            tuple(c["ids"]), tuple(c["logprobs"]), c["finish"], c["text"], c["version"], tuple((i, v) for i, v in c["switches"])
+            tuple(c["ids"]),
+            tuple(c["logprobs"]),
+            c["finish"],
+            c["text"],
+            c["version"],
+            tuple((i, v) for i, v in c["switches"]),
+            _experts(c.get("experts")),
         )
         for c in tree["completions"]
     )

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from rl.policy import load_model, stop_ids
 from rl.records import Completion, Sampling
+from rl.routing import Routing, carried
 
 Weights = Iterable[tuple[str, Tensor]]
 Prompts = Sequence[Sequence[int]]
@@ -94,11 +96,13 @@ def fingerprint(weights: Weights) -> dict[str, int]:
 
 def completion(
     ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, version: int,
-    switches: Sequence[tuple[int, int]] = (), looped: bool = False,
+    switches: Sequence[tuple[int, int]] = (), looped: bool = False, experts: np.ndarray | None = None,
 ) -> Completion:  # fmt: skip
     """One completion; it stopped by itself exactly when its last token is an end-of-sequence token."""
     finish = "stop" if ids and ids[-1] in stops else "loop" if looped else "length"
-    return Completion(tuple(ids), tuple(logprobs), finish, text, version, tuple(switches))
+    if experts is not None:
+        experts.setflags(write=False)
+    return Completion(tuple(ids), tuple(logprobs), finish, text, version, tuple(switches), experts)
 
 
 class _Recorder(LogitsProcessor):
@@ -135,6 +139,7 @@ class TransformersSampler(Alone):
         self.model = load_model(path, dtype=self.dtype, attention="sdpa", trust_remote_code=trust_remote_code).to(device).eval()
         self.tokenizer, self.batch, self.version, self.busy = tokenizer, batch, 0, False
         self.stops = stop_ids(self.model, tokenizer)
+        self.routing: Routing | None = None
         # A model's own sampling defaults (repetition_penalty, top_k, ...) would bend the distribution behind the log-probs' back.
         self.model.generation_config = GenerationConfig()
 
@@ -172,23 +177,39 @@ class TransformersSampler(Alone):
         greedy = sampling.temperature == 0
         recorder = _Recorder(replace(sampling, top_k=0, top_p=1.0) if greedy else sampling, self.alive)
         everything = {} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        routing = self._routing(sampling)
         made_BL = self.model.generate(
             input_ids=ids_BL, attention_mask=mask_BL, do_sample=not greedy, max_new_tokens=sampling.max_tokens,
             eos_token_id=list(self.stops), pad_token_id=pad, logits_processor=[recorder], **everything,
         )  # fmt: skip
+        experts_BLMK = routing.recorded(len(prompts)) if routing else None
         recorder.drawn(made_BL[:, -1])
         new_BT, logprobs_BT = made_BL[:, width:], torch.stack(recorder.steps, dim=1)
         rows = []
-        for ids, logprobs in zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True):
+        for i, (ids, logprobs) in enumerate(zip(new_BT.tolist(), logprobs_BT.tolist(), strict=True)):
             # The first end-of-sequence token ends it; what follows is padding, whatever id that has.
             length = next((n for n, token in enumerate(ids, 1) if token in self.stops), len(ids))
-            rows.append((ids[:length], logprobs[:length]))
-        texts = self.tokenizer.batch_decode([ids for ids, _ in rows], skip_special_tokens=True)
-        return [completion(ids, lps, self.stops, text, self.version) for (ids, lps), text in zip(rows, texts, strict=True)]
+            told = None if experts_BLMK is None else experts_BLMK[i, width - len(prompts[i]) : width + length - 1].copy()
+            rows.append((ids[:length], logprobs[:length], told))
+        texts = self.tokenizer.batch_decode([ids for ids, _, _ in rows], skip_special_tokens=True)
+        return [
+            completion(ids, lps, self.stops, text, self.version, experts=told)
+            for (ids, lps, told), text in zip(rows, texts, strict=True)
+        ]
+
+    def _routing(self, sampling: Sampling) -> Routing | None:
+        """The model's routers, recording; None for a dense model, or where nobody asks for experts."""
+        if not sampling.experts:
+            return None
+        if self.routing is None:
+            self.routing = Routing.of(self.model)
+        if self.routing:
+            self.routing.record()
+        return self.routing
 
     @torch.no_grad()
     def load(self, weights: Weights, version: int) -> None:
-        mine = dict(self.model.named_parameters())
+        mine = carried(self.model)
         for name, weight in weights:
             mine.pop(name).copy_(weight)
         if mine:
@@ -196,7 +217,7 @@ class TransformersSampler(Alone):
         self.version = version
 
     def fingerprint(self) -> dict[str, int]:
-        return fingerprint(self.model.named_parameters())
+        return fingerprint(carried(self.model).items())
 
     def close(self) -> None:
         del self.model

@@ -102,7 +102,8 @@ def different(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[str]:
 @torch.no_grad()
 def canary(policy: Policy, sampler: Sampler, canaries: Sequence[Prompt], device: torch.device) -> float:
     """Largest |log-prob difference| over greedy continuations of the canary prompts."""
-    groups = rollout(sampler, canaries, Sampling(n=1, max_tokens=CANARY_TOKENS, temperature=0.0))
+    sampling = Sampling(n=1, max_tokens=CANARY_TOKENS, temperature=0.0, experts=policy.routing is not None)
+    groups = rollout(sampler, canaries, sampling)
     flat = [[0.0]] * len(groups)
     batch = pack(groups, flat, loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=4096)
     worst = 0.0

@@ -26,7 +26,7 @@ from rl.records import Completion, Group, Prompt
 
 torch.set_num_threads(1)  # models this small only lose by more
 
-FAMILIES = ("qwen3", "qwen2", "llama")
+FAMILIES = ("qwen3", "qwen2", "llama")  # dense; and "deepseek": DeepSeek-V3's latent attention and experts
 VOCABULARY = 330
 EOS = 0
 STOPS = [EOS, *range(40, 52)]  # of generation_config: many, so that random models do stop
@@ -59,6 +59,9 @@ def make(config: Any, **changes: Any) -> Any:
     for weight in model.parameters():
         # Norms and biases too: left at 1 and 0 they would hide a mix-up.
         torch.nn.init.normal_(weight, mean=float(weight.ndim == 1 and weight.mean() > 0.5), std=0.12)
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(bias, std=0.05)
     model.generation_config.eos_token_id = STOPS
     return model
 
@@ -70,12 +73,27 @@ def _config(family: str) -> Any:
         "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
         "vocab_size": VOCABULARY, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": 1,
     }  # fmt: skip
+    if family == "deepseek":
+        return _deepseek(shape)
     if family == "qwen3":
         return Qwen3Config(**shape, head_dim=32, tie_word_embeddings=True)
     if family == "qwen2":
         shape |= {"num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32: vLLM on a CPU knows none of 16
         return Qwen2Config(**shape, tie_word_embeddings=False)
     return LlamaConfig(**shape, head_dim=32, tie_word_embeddings=False)
+
+
+def _deepseek(shape: Mapping[str, Any]) -> Any:
+    """A dense layer and two with experts, 2 of 8 a token, from 2 of 4 groups; keys wider than values. As published, vLLM needs the last
+    two fields."""
+    from transformers import DeepseekV3Config
+
+    return DeepseekV3Config(
+        **dict(shape) | {"num_hidden_layers": 3, "num_key_value_heads": 4}, moe_intermediate_size=32, n_routed_experts=8,
+        n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=2, first_k_dense_replace=1, kv_lora_rank=32, q_lora_rank=24,
+        qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=24, num_mtp_layers=0, tie_word_embeddings=False,
+        topk_method="noaux_tc", scoring_func="sigmoid",
+    )  # fmt: skip
 
 
 @functools.cache
