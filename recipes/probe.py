@@ -32,7 +32,8 @@ def make_probe(config: Config, task: Task, sampler: Sampler | None, scorer: Scor
         or (code and "code" not in config.rewards)
     ):
         return None
-    judge = scorer if code else InProcess({"accuracy": config.rewards.get("accuracy", {})})
+    options = {k: v for k, v in config.rewards.get("accuracy", {"mode": "lenient"}).items() if k not in ("weight", "gate")}
+    judge = scorer if code else InProcess({"accuracy": options})
     prompts, r = chosen(task.heldout, config.guard.probe_problems), config.rollout
     sampling = Sampling(SAMPLES, r.max_tokens, r.temperature, SEED, r.top_p, r.top_k)
 

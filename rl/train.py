@@ -58,6 +58,8 @@ def train(street: Street, done: int = 0) -> None:
     for source in (s.scorer, s.sampler):
         if source:
             source.stats()  # what the evaluation took is not the first step's
+    with s.feed.pause():
+        probed = _probed(s, done + 1, metrics.Clock())
     for step in range(done + 1, config.run.steps + 1):
         clock = metrics.Clock()
         try:
@@ -82,9 +84,10 @@ def train(street: Street, done: int = 0) -> None:
                 held.enter_context(s.feed.pause())
                 if s.sampler is not None:
                     learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
-            probed = _probed(s, step, clock)
+            next_probed = _probed(s, step + 1, clock)
         s.feed.learned(step)
         numbers = {"step": step} | metrics.of_groups(groups) | of_texts(groups) | ages | made.numbers | learned | probed
+        probed = next_probed
         numbers |= clock.seconds | {"seconds": clock.total()}
         for source in (s.scorer, s.sampler):
             numbers |= source.stats() if source else {}
@@ -107,9 +110,9 @@ def train(street: Street, done: int = 0) -> None:
 
 
 def _probed(s: Street, step: int, clock: metrics.Clock) -> dict[str, Any]:
-    """Held-out accuracy of the weights that the sampler has now, in steps that look at it."""
+    """Held-out accuracy under the weights that sample for `step`, where it is time to look: so it stands beside the reward they earn."""
     every = s.config.guard.probe_every
-    if not (s.probe and every and (step == 1 or step % every == 0)):
+    if s.probe is None or not every or (step > 1 and step % every) or step > s.config.run.steps:
         return {}
     with clock("probe"):
         right = s.probe()
