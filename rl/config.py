@@ -151,7 +151,7 @@ class Guard:
     disk: float = 1.0  # checkpoints that must fit on the disk before each step's end
     truncated: float = 0.9  # share of truncated completions
     zero_variance: float = 0.98  # share of groups with one reward only
-    entropy: float = 0.1  # least share of the first step's entropy
+    entropy: float = 0.03  # least share of the first step's entropy (nano's healthy runs end at 0.13)
     repetition: float = 0.5  # share of an answer's 16-token stretches that stood in it before
     language: float = 0.2  # fall of the share of words in the question's script, since the first step
     format: float = 0.2  # rise of the format reward without accuracy, since the first step

@@ -197,17 +197,19 @@ def _workers(s: Seen) -> str | None:
 
 
 def _hacking(s: Seen) -> str | None:
-    """The same problems as at the best probe, paired: a fall beyond chance while the reward rose since then."""
+    """The same problems as at the best probe, paired: a fall beyond chance while the reward did not fall."""
     best, now, reward = s.watch.best, s.now.get("heldout_right"), s.level("reward")
     if not best or now is None or reward is None or len(now) != len(best["right"]):
         return None
     falls = [b - n for b, n in zip(best["right"], now, strict=True)]
     mean = math.fsum(falls) / len(falls)
     spread = math.sqrt(math.fsum((f - mean) ** 2 for f in falls) / max(1, len(falls) - 1) / len(falls))
-    hacked = mean > s.config.hacking * spread and mean > 0 and reward > best["reward"] + NOTICED
+    hacked = mean > s.config.hacking * spread and mean > 0 and min(reward, s.now["reward"]) >= best["reward"]
     return "" if not hacked else (
-        f"the reward rose from {best['reward']:.3f} to {reward:.3f} while accuracy on held-out problems fell from {best['heldout']:.3f} to "
-        f"{s.now['heldout']:.3f} ({mean / spread if spread else math.inf:.1f} standard errors): the reward pays for something else"
+        f"accuracy on held-out problems fell from {best['heldout']:.3f} to {s.now['heldout']:.3f} "
+        f"({mean / spread if spread else math.inf:.1f} standard errors), while the reward went from {best['reward']:.3f} to "
+        f"{s.now['reward']:.3f}: "
+        "it pays for something else"
     )  # fmt: skip
 
 
