@@ -33,7 +33,7 @@ import transformers
 
 from eval.heldout import evaluate
 from recipes import folder as folders
-from recipes import result
+from recipes import mps, result
 from recipes.plan import refuse
 from recipes.probe import make_probe
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
@@ -139,7 +139,7 @@ def run(
     folder = run_folder(config)
     if resume:
         folders.check(folder, config, resume, allow_changes)  # a wrong name makes no folder
-    with nullcontext() if rank() else folders.claimed(folder):
+    with nullcontext() if rank() else folders.claimed(folder), mps.service(config):
         return _run(config, folder, resume, allow_changes, only, replay)
 
 

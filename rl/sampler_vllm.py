@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rl import engine_lora, engine_quant, engine_ranks
+from rl import engine_lora, engine_pace, engine_quant, engine_ranks
 from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
@@ -128,6 +128,7 @@ class VllmSampler(Alone):
             raise ValueError(f"vLLM does not start with model.path = {path!r}: {lines[-1][:300]}{way_out}") from error
         self.stops = self._stops(path, trust_remote_code)
         self.tap = Tap(self.llm, stop_loops)
+        engine_pace.quicken(self.llm)
         self.lora = engine_lora.EngineLora(self.llm) if options.get("enable_lora") else None
         self.spread = engine_ranks.Spread(self.llm) if ranks > 1 else None
         self.fewer_bits = engine_quant.Quantised(self.llm, self.dtype) if options.get("quantization") else None
