@@ -96,7 +96,9 @@ def save(folder: Path, learner: Learner, state: State, keep: int) -> Path:
     kept = {*older[-keep:], *([max(scores, key=lambda p: (scores[p], p))] if scores else [])}
     # Newer ones than this were damaged and passed over at the resume; they must not count as the newest.
     for old in [p for p in there if p not in kept]:
-        _discard(old)
+        nameless = old.with_name(f".tmp-old-{old.name}")  # first of all: half a checkpoint never bears a name
+        old.rename(nameless)
+        shutil.rmtree(nameless)
     return final
 
 
@@ -113,7 +115,7 @@ def whole(final: Path) -> Iterator[Path]:
     """A folder to write into that becomes `final` (replacing an older one) when the block ends well, and is gone when it does not."""
     for left in final.parent.glob(".tmp-*"):  # of a process that was killed while it wrote
         shutil.rmtree(left)
-    temporary = final.with_name(f".tmp-{final.name}")
+    temporary, older = final.with_name(f".tmp-{final.name}"), final.with_name(f".tmp-old-{final.name}")
     try:
         temporary.mkdir()
         yield temporary
@@ -121,19 +123,16 @@ def whole(final: Path) -> Iterator[Path]:
             fsync(file)
         fsync(temporary)
         if final.exists():
-            _discard(final)
+            final.rename(older)
         temporary.rename(final)
         fsync(final.parent)
     except BaseException:
+        if older.exists() and not final.exists():
+            older.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _discard(folder: Path) -> None:
-    """Its name goes first: half a checkpoint never bears one."""
-    nameless = folder.with_name(f".tmp-old-{folder.name}")
-    folder.rename(nameless)
-    shutil.rmtree(nameless)
+    if older.exists():
+        shutil.rmtree(older)
 
 
 def load(folder: Path, learner: Learner, last: int | None = None) -> tuple[State, list[str]]:
@@ -172,6 +171,8 @@ def _examine(path: Path, learner: Learner) -> None:
             raise ValueError(found[name] if " " in found[name] else f"{name} does not have its recorded hash")
     if STATE not in hashes or not all(parts.files(hashes, kind) for kind in ("model", "optimizer", "random")):
         raise ValueError("its manifest lacks files")
+    for name in parts.files(hashes, "random"):
+        parts.check_random(path / name)
     for kind in ("model", "optimizer", "reference"):
         try:
             parts.Source(path, parts.files(hashes, kind))

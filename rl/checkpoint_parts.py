@@ -121,6 +121,22 @@ def _set_random(learner: Learner, tree: dict[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))  # noqa: NPY002
 
 
+def check_random(path: Path) -> None:
+    """Raises ValueError where the file is none that `_random` made."""
+    tree = json.loads(path.read_bytes())
+    try:
+        fits = (
+            len(_bytes(tree["torch"])) == len(torch.get_rng_state())
+            and len(tree["python"][1]) == 625
+            and len(tree["numpy"][1]) == 624
+        )
+        assert isinstance(tree["cuda"], str)
+    except (TypeError, KeyError, IndexError, AssertionError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path.name} holds no states of random generators")
+
+
 def _bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 

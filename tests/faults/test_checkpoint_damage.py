@@ -158,6 +158,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "overlapping offsets, signed": (signed(edit(MODEL, overlap)), "model is no safetensors file: Error while deserializing header"),
     "pickled optimiser, signed": (signed(pickled), "optimizer is no safetensors file"),
     "optimiser of torch.save, signed": (signed(torch_saved), "optimizer is no safetensors file"),
+    "random generators missing, signed": (signed(write("random.json", "{}")), "random.json holds no states of random generators"),
     "counters missing, signed": (signed(write("state.json", "{}")), "state.json holds other counters"),
     "counters of text, signed": (
         signed(write("state.json", '{"step": "2", "updates": 4, "guard": {}, "cursor": 0, "window": []}')),
