@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from recipes import folder as folders
 from recipes import result
 from recipes.engines import make_sampler
 from recipes.street import TOLERANCE, Task, budget
@@ -34,7 +35,7 @@ from rewards.scorer import RewardError, Scorer
 from rl import data, engine_ranks, metrics, sampler_vllm
 from rl.advantage import ADVANTAGES
 from rl.checkpoint import whole
-from rl.config import Config, learning_rate_at, to_dict, updates
+from rl.config import Config, learning_rate_at, updates
 from rl.guard import Stopped, Watch, check_prompts
 from rl.guard_text import of_texts
 from rl.optim import make_optimizer
@@ -43,6 +44,7 @@ from rl.records import Group, Prompt
 from rl.report import Journal, console_line
 from rl.report_html import write_report
 from rl.rollout import RewardFailed
+from rl.routing import is_router
 from rl.sampler import completion
 from rl.train import updates_a_step
 
@@ -79,6 +81,16 @@ def check(config: Config) -> None:
         raise ValueError("learner = 'trl' on several processes: the comparison is of one; start it without a launcher")
     if importlib.util.find_spec("trl") is None:
         raise ValueError("learner = 'trl': TRL is not installed; `make setup` installs it")
+
+
+def check_experts(config: Config, model: Any) -> None:
+    """Raise ValueError for what a mixture of experts would get from our learner and not from TRL's."""
+    if not any(is_router(m) for m in model.modules()):
+        return
+    if config.model.routing_replay:
+        raise ValueError("model.routing_replay with learner = 'trl': TRL's learner routes anew; set it to false for both")
+    if config.learn.balance_rate:
+        raise ValueError("learn.balance_rate with learner = 'trl': TRL leaves the routers' biases alone; set it to 0 for both")
 
 
 def micro_batch(config: Config) -> int:
@@ -281,6 +293,7 @@ def run(config: Config, folder: Path, task: Task, tokenizer: Any, scorer: Scorer
     model = load_model(
         config.model.path, dtype=torch.float32, attention="sdpa", trust_remote_code=config.model.trust_remote_code
     )
+    check_experts(config, model)
     context = config.prompt.max_tokens + budget(config)
     limit = getattr(model.config, "max_position_embeddings", context)
     check_prompts(task.train + task.heldout, tokenizer, model.get_input_embeddings().num_embeddings, limit, budget(config))
@@ -299,7 +312,7 @@ def run(config: Config, folder: Path, task: Task, tokenizer: Any, scorer: Scorer
             sampler.close()
 
     folder.mkdir(parents=True, exist_ok=True)
-    result.write_json(folder / "config.json", to_dict(config))
+    folders.record(folder, config, task)
     before = measured("before", config.model.path)
     begun = time.time()
     train(config, folder, model.to(device), tokenizer, prompts, scorer)

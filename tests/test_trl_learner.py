@@ -119,6 +119,23 @@ def test_what_trl_cannot_do_is_refused_by_name(recipe: Path, override: str) -> N
         settings(recipe, override)
 
 
+def test_a_mixture_of_experts_is_refused_what_trl_lacks(recipe: Path) -> None:
+    from transformers import Qwen3MoeConfig
+
+    shape = Qwen3MoeConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=16, vocab_size=64,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(shape)
+    trl_learner.check_experts(configs.load(recipe, ["model.routing_replay=false", "learn.balance_rate=0"]), model)
+    for override, key in [
+        ("learn.balance_rate=0", "model.routing_replay"),
+        ("model.routing_replay=false", "learn.balance_rate"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{key} with learner = 'trl': "):
+            trl_learner.check_experts(configs.load(recipe, [override]), model)
+
+
 def test_a_launcher_is_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="several processes"):
