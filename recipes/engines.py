@@ -13,6 +13,7 @@ from rl.config import Config
 from rl.places import ProcessPlace, RayPlace, address, start_ray
 from rl.policy import resolve
 from rl.remote import Placement, Remote
+from rl.routing import mixture
 from rl.sampler import Sampler, TransformersSampler
 from rl.transfer import GroupWindow, IpcWindow, SharedWindow, Window, window_size
 from rl.workers import Pool
@@ -32,7 +33,7 @@ def make_sampler(config: Config, tokenizer: Any, device: torch.device, context: 
 
     return VllmSampler(
         config.model.path, tokenizer, device=device, max_model_len=context, seed=config.run.seed, trust_remote_code=trust,
-        stop_loops=r.stop_loops, sleep=r.sleep, engine=r.engine,
+        stop_loops=r.stop_loops, sleep=r.sleep, experts=config.model.routing_replay and mixture(model.config), engine=r.engine,
     )  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
         else:
             place = ProcessPlace(environment(config, cards[slot % len(cards)] if cards else None))
         parent = os.getpid() if r.placement == "processes" else None
-        return Remote(name, place, spec(config, device, context, parent, slot), r.timeout_s, START_S)
+        routed = config.model.routing_replay and mixture(model.config)
+        return Remote(name, place, spec(config, device, context, parent, slot) | {"experts": routed}, r.timeout_s, START_S)
 
     return (AdapterPool if alone else Pool)(
         start, r.workers, minimum=r.min_workers, vocabulary=model.config.get_text_config().vocab_size, timeout_s=r.timeout_s,

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl import adapters
+from rl.routing import mixture
 from rl.sampler import Weights, fingerprint
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
@@ -38,7 +39,7 @@ def unsuitable(model: Any, quantised: bool) -> str | None:
     config = model.config.get_text_config()
     if quantised:
         return "the learner's base is held in 4 bits and the engine's is not"
-    if any(getattr(config, name, 0) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if mixture(config):
         return "the model is a mixture of experts"
     if other := sorted(set(adapters.targets(model)) - PARTS):
         return f"vLLM may not know an adapter of {other[0]}"

@@ -17,20 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl import transfer
+from rl import engine_experts, transfer
 from rl.sampler import Weights, fingerprint
 
 EXTENSION = "rl.engine_ranks.Ranks"
 
 
 def keep_linear_plain() -> None:
-    """CPU vLLM packs linear weights into a private layout at start, where no update reaches them: keep them as they are."""
+    """CPU vLLM packs weights into a private layout at start, where no update reaches them: keep them as they are."""
     from vllm.model_executor.layers import utils
 
     def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = plain
+    engine_experts.keep_plain()
 
 
 if "vllm.v1.worker.worker_base" in sys.modules and not torch.cuda.is_available():  # we are in a rank, before its model is made
@@ -49,6 +50,7 @@ class Ranks:
     def grpo_take(self, index: transfer.Index, size: int) -> None:
         """Load what stands in the window."""
         self.model_runner.model.load_weights(self._counted(transfer.unpack(index, self.grpo_window.arrived(size))))
+        engine_experts.derive(self.model_runner.model)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 

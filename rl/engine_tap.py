@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from rl.engine_experts import Listener
+
 LOOK_EVERY = 32  # tokens between two looks for a loop
 LOOP_ROUNDS = 4  # a loop is a tail that goes round at least so often
 
@@ -30,6 +32,7 @@ class Request:
     switches: list[tuple[int, int]] = field(default_factory=list)  # (token index, version from there on)
     looped: bool = False
     adapted: bool = False  # it was enqueued with the adapter
+    routed: list[tuple[int, Any]] | None = None  # (first position, experts from there on), as they come; None: nobody asked
 
     def switch(self, version: int) -> None:
         """New weights from the next token on."""
@@ -50,10 +53,13 @@ class Tap:
         self._finished: list[Request] = []
         self._loops: list[Request] = []
         self.adapter: Any = None  # a LoRARequest that goes with every sample
+        self.listener: Listener | None = None  # to the routers of a mixture of experts; or the engine tells itself:
+        self.layers: list[int] = []  # those with experts
         self.scheduler = scheduler = llm.llm_engine.engine_core.engine_core.scheduler
         inner = scheduler.update_from_output
 
         def update_from_output(scheduler_output: Any, model_output: Any) -> Any:
+            self._hear(scheduler_output, model_output)
             if not self.requests:  # somebody uses the engine by itself
                 return inner(scheduler_output, model_output)
             logprobs, model_output.logprobs = model_output.logprobs, None
@@ -64,9 +70,9 @@ class Tap:
 
         scheduler.update_from_output = update_from_output
 
-    def add(self, prompts: Iterable[Sequence[int]], params: Any, version: int) -> list[Request]:
-        """Enqueue a request for each prompt."""
-        new = [Request(prompt, params, version) for prompt in prompts]
+    def add(self, prompts: Iterable[Sequence[int]], params: Any, version: int, experts: bool = False) -> list[Request]:
+        """Enqueue a request for each prompt; `experts`: keep what its tokens were routed to."""
+        new = [Request(prompt, params, version, routed=[] if experts else None) for prompt in prompts]
         self._enqueue(new)
         return new
 
@@ -120,11 +126,22 @@ class Tap:
         self.abort(flying)
         for r in flying:
             r.ids, r.logprobs, r.switches, r.version = [], [], [], version
+            r.routed = None if r.routed is None else []
         by_params: dict[int, list[Request]] = {}
         for r in flying:
             by_params.setdefault(id(r.params), []).append(r)
         for group in by_params.values():
             self._enqueue(group)
+
+    def _hear(self, scheduler_output: Any, model_output: Any) -> None:
+        """What the listener has of a step goes to its requests, before the scheduler forgets the finished ones."""
+        if self.listener is None:
+            return
+        told = self.listener.take(scheduler_output.num_scheduled_tokens, model_output.req_id_to_index)
+        for name, rows in told.items():
+            request, held = self.requests.get(name.partition("-")[0]), self.scheduler.requests.get(name)
+            if request is not None and request.routed is not None and held is not None:
+                request.routed.append((held.num_computed_tokens - len(rows), rows))
 
     def _take(self, outputs: Sequence[Any], model_output: Any, logprobs: Any) -> list[Any]:
         """Each request's new ids and log-probs; returns the outputs of the finished ones."""
@@ -145,6 +162,8 @@ class Tap:
                 at = starts[row] if starts else row
                 request.ids += new
                 request.logprobs += flat[at : at + len(new)]
+            if request.routed is not None and getattr(output, "routed_experts", None) is not None:
+                request.routed.append((sum(len(rows) for _, rows in request.routed), output.routed_experts[:, self.layers]))
             if output.finish_reason is not None:
                 finished.append(output)
                 self._finished.append(self.requests.pop(name))

@@ -166,6 +166,12 @@ def is_router(module: nn.Module) -> bool:
     return named and hasattr(module, "top_k") and hasattr(module, "num_experts") and isinstance(weight, nn.Parameter)
 
 
+def mixture(config: Any) -> bool:
+    """Whether a transformers config is that of a mixture of experts."""
+    names = ("n_routed_experts", "num_experts", "num_local_experts")
+    return any(getattr(config.get_text_config(), name, None) for name in names)
+
+
 def biases(model: nn.Module) -> dict[str, Tensor]:
     """The routers' biases by name: buffers, but as much part of the policy as its weights."""
     return {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == BIAS}

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from rl import engine_lora, engine_pace, engine_quant, engine_ranks
+from rl import engine_experts, engine_lora, engine_pace, engine_quant, engine_ranks
 from rl.engine_tap import Request, Tap
 from rl.policy import resolve, stop_ids
 from rl.records import Completion, Sampling
@@ -30,6 +30,7 @@ _CPU_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_MLA_DISABLE": "1",  # see engine_experts.py
 }
 _ENV = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
@@ -59,6 +60,7 @@ class VllmSampler(Alone):
 
     `between` is called between two steps of the engine; it may load weights, and may itself call `generate`.
     `engine` with `enable_lora`: `load` takes the adapter alone (engine_lora.py) and the base stays as it was loaded.
+    `experts`: of a mixture of experts, tell where tokens were routed (engine_experts.py) to who asks for it.
     `restart`: samples under way when weights are loaded begin again (else they go on under the new ones, their keys computed anew).
     """
 
@@ -74,6 +76,7 @@ class VllmSampler(Alone):
         restart: bool = False,
         stop_loops: int = 0,
         sleep: bool = False,
+        experts: bool = False,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         cpu = device.type == "cpu"
@@ -109,6 +112,8 @@ class VllmSampler(Alone):
         }
         if not cpu:
             options["gpu_memory_utilization"] = 0.4
+        if experts:
+            options |= engine_experts.options(cpu)
         options |= dict(engine or {})
         _refuse(options, cpu)
         ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
@@ -133,6 +138,11 @@ class VllmSampler(Alone):
         self.spread = engine_ranks.Spread(self.llm) if ranks > 1 else None
         self.fewer_bits = engine_quant.Quantised(self.llm, self.dtype) if options.get("quantization") else None
         self.adapter = self.lora is not None  # what `sync` sends
+        self.experts = experts
+        if experts and cpu and ranks == 1:
+            self.llm.apply_model(lambda model: setattr(self.tap, "listener", engine_experts.Listener(model)))
+        elif experts:
+            self.tap.layers = self.llm.apply_model(engine_experts.layers)[0]
 
     def _stops(self, path: str, trust_remote_code: bool) -> tuple[int, ...]:
         from transformers import GenerationConfig
@@ -147,12 +157,12 @@ class VllmSampler(Alone):
         # The engine draws from the process's generator; seeded here, a step repeats bit for bit, also after a resume.
         if not self.tap.requests:
             torch.manual_seed(sampling.seed)
-        n, params = sampling.n, self._params(sampling)
+        n, params, asked = sampling.n, self._params(sampling), self.experts and sampling.experts
         mine: list[Request] = []
         missing, made = list[int](), list[list[Completion]]()
 
         def add(new: Prompts) -> None:
-            mine.extend(self.tap.add([p for p in new for _ in range(n)], params, self.version))
+            mine.extend(self.tap.add([p for p in new for _ in range(n)], params, self.version, asked))
             missing.extend([n] * len(new))
             made.extend([] for _ in new)
 
@@ -204,9 +214,10 @@ class VllmSampler(Alone):
 
     def _completions(self, requests: list[Request]) -> list[Completion]:
         texts = self.tokenizer.batch_decode([r.ids for r in requests], skip_special_tokens=True)
+        experts = [engine_experts.assembled(r.routed or [], len(r.prompt) + len(r.ids) - 1) for r in requests]
         return [
-            completion(r.ids, r.logprobs, self.stops, text, r.version, r.switches, r.looped)
-            for r, text in zip(requests, texts, strict=True)
+            completion(r.ids, r.logprobs, self.stops, text, r.version, r.switches, r.looped, told)
+            for r, text, told in zip(requests, texts, experts, strict=True)
         ]
 
     def load(self, weights: Weights, version: int) -> None:
@@ -217,21 +228,23 @@ class VllmSampler(Alone):
             self.lora.load(weights, version)
             self.tap.adapter = self.lora.request
         elif self.spread:
-            self.spread.load(weights)
+            self.spread.load(engine_experts.apart(weights))
         elif self.fewer_bits:
-            self.fewer_bits.load(weights)
+            self.fewer_bits.load(engine_experts.apart(weights))
         else:
-            self.llm.apply_model(lambda model: model.load_weights(weights))
+            self.llm.apply_model(lambda model: model.load_weights(engine_experts.apart(weights)))
+            self.llm.apply_model(engine_experts.derive)
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
         flying = list(self.tap.requests.values())
         # A sample that began without the adapter, before the first update, could only go on without it.
-        again = [r for r in flying if self.restart or (self.lora and not r.adapted)]
+        own_record = self.experts and self.tap.listener is None  # vLLM's, of experts, cannot be reset under samples that go on
+        again = [r for r in flying if self.restart or own_record or (self.lora and not r.adapted)]
         for request in flying:
             request.switch(version)
         self.tap.restart(again, version)
-        if not self.llm.reset_prefix_cache(reset_running_requests=bool(flying)):
+        if not self.llm.reset_prefix_cache(reset_running_requests=bool(flying) and not own_record):
             raise RuntimeError(
                 "vLLM did not empty its prefix cache after a weight update: it would answer from the old weights"
             )
@@ -250,7 +263,7 @@ class VllmSampler(Alone):
             return self.spread.fingerprint()
         if self.fewer_bits:
             return self.fewer_bits.fingerprint()
-        return self.llm.apply_model(lambda model: fingerprint(model.named_parameters()))[0]
+        return self.llm.apply_model(lambda model: fingerprint(engine_experts.held(model)))[0]
 
     def close(self) -> None:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory

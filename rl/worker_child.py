@@ -87,7 +87,8 @@ def build(spec: dict[str, Any]) -> Any:
 
     return VllmSampler(
         spec["path"], tokenizer, device=device, max_model_len=spec["context"], seed=spec["seed"],
-        trust_remote_code=spec["trust_remote_code"], restart=spec["restart"], stop_loops=spec["stop_loops"], engine=spec["engine"],
+        trust_remote_code=spec["trust_remote_code"], restart=spec["restart"], stop_loops=spec["stop_loops"],
+        experts=spec.get("experts", False), engine=spec["engine"],
     )  # fmt: skip
 
 
