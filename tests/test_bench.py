@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from bench import __main__ as front
-from bench import step
+from bench import learning, step
 from bench.paced import Paced, gate
 
 # A run with a worker in a session of its own, which counts until it finds itself alone.
@@ -164,3 +165,36 @@ def test_a_folder_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(sys, "argv", ["bench", "--ways", "turn,trll"])
     assert front.main() == 2
     assert "--ways trll: known are" in capsys.readouterr().err
+
+
+def learned(folder: Path, seeds: dict[int, list[float]]) -> Path:
+    """Finished runs whose reward, accuracy and held-out figures are these numbers; a minute each."""
+    for seed, rewards in seeds.items():
+        run = folder / f"toy-seed{seed}"
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text("".join(json.dumps({"reward": r, "accuracy": r / 2}) + "\n" for r in rewards))
+        after = {"greedy": {"value": rewards[-1]}, "pass@1": {"value": 0.5}, "problems": 4}
+        (run / "result.json").write_text(json.dumps({"after": after, "minutes": {"train": 1.0}}))
+    return folder
+
+
+def test_two_learners_by_hand(tmp_path: Path) -> None:
+    """Differences of the last step are 0.1 and 0.3: mean 0.2, t-interval 0.2 ± 12.706 * 0.1."""
+    own = learning.runs(learned(tmp_path / "own", {0: [0.1, 0.3, 0.5], 1: [0.2, 0.4, 0.6], 7: [0.0]}))
+    trl = learning.runs(learned(tmp_path / "trl", {0: [0.1, 0.3, 0.6], 1: [0.2, 0.4, 0.9]}))
+    table = learning.table(own, trl, ("own", "trl"), 1).splitlines()
+    assert table[0] == "| 2 seeds | own | trl | difference |"
+    assert "| reward, last 1 steps | 0.550 [0.500, 0.600] | 0.750 [0.600, 0.900] | +0.200 [-1.071, +1.471] |" in table
+    assert any(line.startswith("| held out, greedy | 0.550 [0.500, 0.600] | 0.750 ") for line in table)
+    assert any(line.endswith("| +0.000 [+0.000, +0.000] |") for line in table if "pass@1" in line)
+    learning.plot({"own": {s: own[s] for s in (0, 1)}, "trl": trl}, tmp_path / "learning.png")
+    assert (tmp_path / "learning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_learners_without_common_seeds_are_refused(tmp_path: Path) -> None:
+    own = learning.runs(learned(tmp_path / "own", {0: [0.1], 1: [0.1]}))
+    trl = learning.runs(learned(tmp_path / "trl", {1: [0.1], 2: [0.1]}))
+    with pytest.raises(ValueError, match="two or more"):
+        learning.table(own, trl, ("own", "trl"), 1)
+    with pytest.raises(ValueError, match="no finished run"):
+        learning.runs(tmp_path)
