@@ -158,6 +158,7 @@ def test_the_best_is_kept_beside_the_newest(taught: Learner, config: Config, tmp
     keeper = Keeper(tmp_path, taught, run)
     for step, reward in enumerate(rewards[:5], 1):
         keeper.note(State(step, 0, {}), {"reward": reward})
+        keeper.due()
     assert names() == ["step-000004"]
     keeper.save()  # told to end between two that are due: it is no candidate, and its part of the mean goes on
     assert names() == ["step-000004", "step-000005"]
@@ -165,6 +166,7 @@ def test_the_best_is_kept_beside_the_newest(taught: Learner, config: Config, tmp
     assert again.load() == (State(5, 0, {}, window=(0.9,)), [])
     for step, reward in enumerate(rewards[5:], 6):
         again.note(State(step, 0, {}), {"reward": reward})
+        again.due()
     assert names() == ["step-000004", "step-000008"]
     assert json.loads((tmp_path / "step-000004/state.json").read_text())["score"] == 0.5
     with pytest.raises(ValueError, match=r"run\.best = 'acuracy': a step has no such number; it has accuracy, reward"):
