@@ -77,6 +77,7 @@ def plot(ways: dict[str, dict[int, Any]], path: Path) -> None:
             axis.plot(steps, [statistics.fmean(c) for c in curves], color=colour, label=f"{way}, mean of {len(seeds)} seeds")
             axis.fill_between(steps, [min(c) for c in curves], [max(c) for c in curves], color=colour, alpha=0.2, linewidth=0)
         axis.set_xlabel("step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(name, fontsize=10)
         axis.set_ylim(bottom=0)
         axis.spines[["top", "right"]].set_visible(False)
