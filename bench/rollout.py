@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -21,12 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from recipes.engines import make_pool
+from recipes.engines import START_S, environment, spec, visible
 from rl.config import Config, Model, Rollout
-from rl.policy import load_model, load_tokenizer
+from rl.places import ProcessPlace
+from rl.policy import load_tokenizer
 from rl.records import Sampling
+from rl.remote import Remote
 from rl.sampler_vllm import VllmSampler
+from rl.transfer import SharedWindow
+from rl.workers import Pool
 
 Timed = dict[str, list[float]]
 
@@ -92,19 +98,19 @@ def _fresh(sampler: VllmSampler, asked: Sequence[Sequence[int]], sampling: Sampl
 
 
 def compare_workers(args: argparse.Namespace, tokenizer: Any, device: torch.device) -> dict[str, Any]:
-    """One worker against all of them, each with the whole work."""
-    config = Config(
-        model=Model(path=args.model),
-        rollout=Rollout(
-            placement="processes",
-            workers=args.workers,
-            devices=tuple(args.devices),
-            timeout_s=300,
-            engine=json.loads(args.engine),
-        ),
-    )
+    """One worker against all of them, each with the whole work. There is no learner, so every GPU is a worker's."""
+    rollout = Rollout(placement="processes", workers=args.workers, timeout_s=300, engine=json.loads(args.engine))
+    config = Config(model=Model(path=args.model), rollout=rollout)
+    cards = [visible()[d] for d in args.devices] or [None]
+    words = AutoConfig.from_pretrained(args.model).get_text_config().vocab_size
+
+    def begin(slot: int, attempt: int) -> Remote:
+        place = ProcessPlace(environment(config, cards[slot % len(cards)]))
+        told = spec(config, device, args.context, os.getpid(), slot)
+        return Remote(f"worker {slot}", place, told, rollout.timeout_s, START_S)
+
     start = time.perf_counter()
-    pool = make_pool(config, device, args.context, load_model(args.model, dtype=torch.bfloat16))
+    pool = Pool(begin, args.workers, minimum=1, vocabulary=words, timeout_s=rollout.timeout_s, window=lambda n: SharedWindow(1))
     ready = time.perf_counter() - start
     sampling = Sampling(args.group, args.tokens, seed=1)
     asked = prompts(args.prompts, len(tokenizer), args.shortest, args.longest)
