@@ -24,7 +24,7 @@ endif
 RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
 	recipes/accelerate/fsdp2.yaml,recipes/accelerate/ddp.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
 
-.PHONY: help setup r1-zero eval bench report test check format pins clean
+.PHONY: help setup r1-zero eval doctor faults bench report test check format pins clean
 
 help:  ## this list
 	@echo "make TARGET [NAME=value ...]"
@@ -41,6 +41,12 @@ eval: $(READY)  ## evaluate a model: MODEL=... TASKS=gsm8k,mmlu,... [K= OUT= SEE
 
 plan: $(READY)  ## will it fit, how long, what cost, without loading anything [RECIPE= MODEL= CARD=H200 ARGS="--shape qwen2.5-7b key=value ..."]
 	@$(PY) -m recipes.plan $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(CARD),--card $(CARD)) $(ARGS)
+
+doctor: $(READY)  ## what would go wrong, before any token is spent: versions, memory, disk, template, golds, rewards, agreement, two steps [RECIPE= MODEL= ARGS=]
+	@$(PY) -m recipes.doctor $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(ARGS)
+
+faults: $(READY)  ## plant a fault for every guard and every line of the doctor; the table of what caught it, at which step
+	@$(PY) -m bench.faults $(ARGS)
 
 bench: $(READY)  ## this project and TRL on this machine, one step of each in turn [MODEL= OUT= ARGS="--prompts 64 --tokens 512 --rollout"]
 	@$(PY) -m bench "$(MODEL)" $(if $(OUT),--out $(OUT)) $(ARGS)

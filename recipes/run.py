@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,7 +33,7 @@ import transformers
 from eval.heldout import evaluate
 from recipes import folder as folders
 from recipes import mps, result
-from recipes.plan import refuse
+from recipes.doctor_checks import at_start
 from recipes.probe import make_probe
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
@@ -167,8 +166,7 @@ def _run(config: Config, folder: Path, resume: bool, allow_changes: bool, only: 
             if scorer is None or resume or only:
                 raise ValueError("learner = 'trl' runs from its start to its end: it goes with no --resume, --only or --replay")
             return trl_learner.run(config, folder, task, tokenizer, scorer, started, evaluated)
-        if only is None:
-            refuse(config, fmean(len(prompt.ids) for prompt in task.train), sampling=groups is None)
+        at_start(config, folder, task, tokenizer, scorer, learning=only is None, sampling=groups is None, resume=resume)
         if where:
             print(f"sandbox tier {where['tier']}" + (f" ({where['why']})" if where["why"] else ""), flush=True)
         engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)

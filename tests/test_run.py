@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import run as door
 from rewards import combine
-from rewards.score import Score
+from rewards.score import Score, Text
 from rl import config as configs
 from rl.policy import ROOT
 from tests.tiny_run import QUESTIONS, refused, timeless, tiny_model, write_recipe
@@ -288,7 +288,8 @@ def test_a_run_folder_that_is_a_file(recipe: Path, tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("size", ["6k", "1500k", "4500k"])
 def test_a_full_disk(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
-    """Full at the first file, at the first checkpoint, and at a later one (each has about 4 MB): no half file is left."""
+    """Full at the first file, at the first checkpoint, and at a later one (each has about 4 MB), where nobody looked before (guard.disk):
+    no half file is left."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if os.geteuid() != 0 or not shutil.which("mount"):
@@ -297,7 +298,8 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         pytest.skip("this machine lets nobody mount a file system")
     try:
         told = refused(
-            capsys, [str(recipe), f"run.out={disk / 'run'}", "evaluate.problems=0", "run.save_every=1", "run.steps=2"]
+            capsys,
+            [str(recipe), f"run.out={disk / 'run'}", "evaluate.problems=0", "run.save_every=1", "run.steps=2", "guard.disk=0"],
         )
         assert "the disk is full" in told
         left = [p for p in disk.rglob("*") if ".tmp" in p.name]
@@ -318,6 +320,8 @@ def test_a_reward_that_raises_stops_the_run(
     seen: list[str] = []
 
     def fails(completion: Any, problem: Any) -> Score:
+        if isinstance(completion, Text):  # what the doctor asks at the start
+            return Score(float(f">{problem['gold']}<" in completion.text))
         seen.append(problem["id"])
         if len(seen) > 20:
             raise RuntimeError("no such unit")
@@ -340,12 +344,14 @@ def test_too_many_samples_without_a_verdict_stop_the_run(
     seen: list[str] = []
 
     def down(completion: Any, problem: Any) -> Score:
+        if isinstance(completion, Text):  # what the doctor asks at the start
+            return Score(float(f">{problem['gold']}<" in completion.text))
         seen.append(problem["id"])
         return Score(None, {}, "no such server") if len(seen) > 31 else Score(1.0)
 
     monkeypatch.setitem(combine.REWARDS, "accuracy", lambda: down)
     told = refused(capsys, [str(recipe), f"run.out={tmp_path / 'run'}", "evaluate.problems=0"], code=1)
-    assert "stopped: 6.2% of this step's samples have no verdict (allowed 2.0%)" in told
+    assert "stopped: guard masked: 6.2% of this step's samples have no verdict (allowed 2.0%)" in told
     assert [m["masked"] for m in timeless(tmp_path / "run")] == [0.0, 1 / 16]
     assert (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().count("no such server") == 1
     assert (tmp_path / "run" / "report.html").exists()
@@ -353,7 +359,7 @@ def test_too_many_samples_without_a_verdict_stop_the_run(
 
 def test_truncated_answers_stop_a_run_after_patience(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = [str(recipe), f"run.out={tmp_path / 'run'}", "evaluate.problems=0", "rollout.max_tokens=1", "guard.patience=2"]
-    assert "were cut off in each of the last 2 steps" in refused(capsys, args, code=1)
+    assert "guard truncated: 100% of the completions were cut off" in refused(capsys, args, code=1)
     assert len(timeless(tmp_path / "run")) == 2
 
 

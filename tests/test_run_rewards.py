@@ -33,18 +33,19 @@ def recipe(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("recipe"), tiny)
 
 
-# Hangs in its first three calls (a sample's three tries) where `hang` stands beside it.
+# Hangs in its first three calls (a sample's three tries; not those of the doctor at the start) where `hang` stands beside it.
 USER = """
 import os, pathlib, time
 here = pathlib.Path(__file__).parent
 def act(prompts, completions, **columns):
-    for n in range(3 if (here / "hang").exists() else 0):
+    text = completions[0][0]["content"]
+    for n in range(3 if (here / "hang").exists() and "</think> <answer>" not in text else 0):
         try:
             os.close(os.open(here / f"hung{n}", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
         time.sleep(60)
-    return [len(completions[0][0]["content"]) % 7 / 7]
+    return [len(text) % 7 / 7]
 """
 NAME = "reward_of_a_user"
 
