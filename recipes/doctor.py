@@ -41,6 +41,7 @@ from rl.sync import SyncError
 from rl.train import Street, train
 
 PROMPTS = 4  # whose samples are compared
+UNSEEN = Line("dry run", "skip", "not looked at before the above is mended")
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "skip": "-   "}
 
 
@@ -77,14 +78,13 @@ def examine(config: Config) -> Iterator[Line]:
             checks.memory(config, task, sampling=True),
             checks.disk(config, folder, resume=False),
             checks.template(config, tokenizer, task),
-            checks.golds(config, task, scorer, 32 if config.reward_workers.processes else 2000),
-            checks.rewards(config, task, scorer),
+            *checks.judged(config, task, scorer, 32 if config.reward_workers.processes else 2000),
             checks.sandbox(config, found),
         ]
         yield from short
         if any(line.verdict == "fail" for line in short):
             yield Line("agreement", "skip", "not looked at before the above is mended")
-            yield Line("dry run", "skip", "not looked at before the above is mended")
+            yield UNSEEN
             return
         yield from with_engine(config, folder, task, tokenizer, scorer)
 
@@ -101,12 +101,13 @@ def with_engine(config: Config, folder: Path, task: Task, tokenizer: Any, scorer
             yield Line(
                 "agreement", "fail", str(error), "the sampler does not compute what the learner does: look at its options"
             )
-            yield Line("dry run", "skip", "not looked at before the above is mended")
+            yield UNSEEN
             return
         gc.collect()
         try:
-            yield agreement(config, engine, task, tokenizer)
-            yield dry_run(config, place, engine, task, tokenizer, scorer)
+            agreed = agreement(config, engine, task, tokenizer)
+            yield agreed
+            yield UNSEEN if agreed.verdict == "fail" else dry_run(config, place, engine, task, tokenizer, scorer)
         finally:
             assert engine.sampler is not None
             engine.sampler.close()

@@ -226,18 +226,23 @@ def rewards(config: Config, task: Task, scorer: Scorer) -> Line:
     return Line("rewards", "ok", f"{', '.join(config.rewards)}: a verdict in {1000 * took:.1f} ms")
 
 
+def judged(config: Config, task: Task, scorer: Scorer, count: int) -> list[Line]:
+    """The two lines about rewards; golds are not tried on a reward that does not answer."""
+    first = rewards(config, task, scorer)
+    unasked = Line("golds", "skip", "not looked at before the rewards answer")
+    return [first, unasked if first.verdict == "fail" else golds(config, task, scorer, count)]
+
+
 def sandbox(config: Config, found: dict[str, str] | None) -> Line:
     """Programs run, and what must not get through does not. (That a host contains one at all is tried when the tier is chosen.)"""
     if found is None:
         return Line("sandbox", "skip", "no reward runs programs")
     if found["tier"] == "remote":
         return Line("sandbox", "skip", f"programs run at {found['why']}")
-    with Sandbox(found["tier"], Limits(wall_s=2.0)) as box:
+    with Sandbox(found["tier"], Limits(wall_s=10.0)) as box:
         said = box.run("print(6 * 7)")
-        hung, reached = (
-            box.run("while True: pass", limits=Limits(wall_s=0.5)),
-            box.run("import socket; socket.create_connection(('127.0.0.1', 1))"),
-        )
+        hung = box.run("while True: pass", limits=Limits(wall_s=0.5))
+        reached = box.run("import socket; socket.socket()")
     remedy = "python -m rewards.sandbox --probe says what this host allows"
     if said.kind != "ok" or said.stdout.strip() != "42":
         return Line(
@@ -265,7 +270,7 @@ def at_start(
     if learning:
         lines += [memory(config, task, sampling), disk(config, folder, resume)]
     if scorer is not None:
-        lines += [golds(config, task, scorer, 4 if config.reward_workers.processes else 64), rewards(config, task, scorer)]
+        lines += judged(config, task, scorer, 4 if config.reward_workers.processes else 64)
     for line in lines:
         if line.verdict == "fail":
             raise ValueError(f"doctor, {line.name}: {line.told}" + (f". {line.remedy}" if line.remedy else ""))

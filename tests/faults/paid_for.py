@@ -42,3 +42,8 @@ def slower_and_slower(completions: list[str], **_: Any) -> list[float]:
     if CALLS > 4:
         time.sleep(0.4)
     return [len(text) % 7 / 7 for text in completions]
+
+
+def for_ever(completions: list[str], **_: Any) -> list[float]:
+    time.sleep(60)
+    return [0.0 for _ in completions]

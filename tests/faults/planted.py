@@ -160,6 +160,12 @@ def run(fault: Fault, folder: Path) -> Caught:
     return Caught(code, reason, len(lines) + (fault.guard in ("nan", "workers")), said, kept)
 
 
+def healthy(folder: Path) -> tuple[int, str, str]:
+    """The embedded base on its own problems, under guards that stop at the first bad step and look at held-out problems in each."""
+    args = [str(nano_recipe(folder)), f"run.out={folder / 'run'}", "run.steps=3", "guard.patience=1", "guard.probe_every=1"]
+    return through_the_door([*args, "guard.throughput=0"])
+
+
 def through_the_door(args: list[str]) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of recipes.run in this process."""
     said, told = io.StringIO(), io.StringIO()

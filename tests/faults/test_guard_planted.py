@@ -51,12 +51,9 @@ def test_caught(fault: Fault, tmp_path: Path) -> None:
 
 
 def test_a_healthy_run_goes_by(tmp_path: Path) -> None:
-    """The embedded base on its own problems, under guards that stop at the first bad step and look at held-out problems in each."""
-    recipe, out = planted.nano_recipe(tmp_path), tmp_path / "run"
-    args = [str(recipe), f"run.out={out}", "run.steps=3", "guard.patience=1", "guard.probe_every=1", "guard.throughput=0"]
-    code, said, reason = planted.through_the_door(args)
+    code, said, reason = planted.healthy(tmp_path)
     assert (code, reason) == (0, "")
     assert "warning" not in said
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [len(m["heldout_right"]) for m in lines] == [24] * 3
     assert {"repetition", "language", "heldout", "entropy", "truncated", "zero_variance", "mismatch"} <= lines[-1].keys()
