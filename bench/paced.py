@@ -81,7 +81,8 @@ class Paced:
         finally:
             most = watch.end()
         for p in self._tree():
-            _quietly(p.suspend)
+            if not _is_service(p):
+                _quietly(p.suspend)
         self.held = memory_in_use([self._tree()]) - others
         self.peak = max(self.peak, most - others, self.held)
 
@@ -177,6 +178,14 @@ class _Watch:
         self.over.set()
         self.thread.join()
         return self.most
+
+
+def _is_service(process: Any) -> bool:
+    """NVIDIA's own (MPS, see recipes/mps.py): without work of its own between turns, and the driver may want to hear from it."""
+    try:
+        return process.name().startswith("nvidia-")
+    except psutil.Error:
+        return False
 
 
 def _quietly(act: Callable[[], Any]) -> None:
