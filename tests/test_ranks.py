@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recipes import run as door
-from rl import checkpoint, checkpoint_parts, ranks
+from rl import checkpoint, checkpoint_parts, feed, ranks
 from rl.batch import Counts, pack
 from rl.config import Config, Lora
 from rl.learn import Learner
@@ -244,28 +244,54 @@ def recipe(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     return made, folder / "one"
 
 
+def equal(ours: Path, theirs: Path) -> None:
+    """Two runs through the door: metrics and final weights to BOUND."""
+    mine, other = ([json.loads(x) for x in (o / "metrics.jsonl").read_text().splitlines()] for o in (ours, theirs))
+    for one, two in zip(mine, other, strict=True):
+        for name in ("loss", "grad_norm", "entropy", "kl", "reward", "length"):
+            assert one[name] == pytest.approx(two[name], rel=BOUND, abs=BOUND), name
+    weights, wanted = (load_file(o / "final" / "model.safetensors") for o in (ours, theirs))
+    assert weights.keys() == wanted.keys()
+    assert all(torch.allclose(t, wanted[n], rtol=0, atol=BOUND) for n, t in weights.items())
+
+
+def through_the_door(args: list[str], number: int) -> None:
+    """A run of which rank 0 is sent a signal when it samples for step 2."""
+    torch.set_num_threads(1)
+    real, calls = feed.scored_rollout, []
+
+    def signalled(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return real(*given, **options)
+
+    feed.scored_rollout = signalled
+    sys.exit(door.main(args))
+
+
+@pytest.mark.parametrize(
+    ("number", "sharded", "codes"),
+    [(signal.SIGTERM, False, [0, 0]), (signal.SIGKILL, True, [-signal.SIGKILL, 1])],
+    ids=["told to end, replicated", "killed, sharded"],
+)
+def test_two_ranks_end_early_and_one_goes_on(
+    recipe: tuple[Path, Path], tmp_path: Path, number: int, sharded: bool, codes: list[int]
+) -> None:
+    args = [str(recipe[0]), f"run.out={tmp_path / 'run'}", *BRIEF, "run.save_every=1"]
+    assert ranks_child.launch(2, sharded, through_the_door, args, number) == codes
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-000001"]
+    assert door.main([*args, "--resume"]) == 0
+    equal(tmp_path / "run", recipe[1])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("launched", ["", "recipes/accelerate/fsdp2.yaml"], ids=["ddp", "fsdp2"])
-def test_make_with_two_processes(root: Path, recipe: tuple[Path, Path], tmp_path: Path, launched: str) -> None:
+def test_make_with_two_processes(root: Path, recipe: tuple[Path, Path], tmp_path: Path) -> None:
     """The recipe as a user launches it: the metrics, checkpoints and final weights are those of one rank."""
-    command = [
-        "make",
-        "r1-zero",
-        f"PY={sys.executable}",
-        f"RECIPE={recipe[0]}",
-        f"OUT={tmp_path}",
-        "PROCESSES=2",
-        f"ARGS={' '.join(BRIEF)}",
-    ]
-    ended = subprocess.run([*command, f"ACCELERATE={launched}"], cwd=root, capture_output=True, text=True, timeout=240)
+    args = f"RECIPE={recipe[0]} OUT={tmp_path} PROCESSES=2 ACCELERATE=recipes/accelerate/fsdp2.yaml".split()
+    command = ["make", "r1-zero", f"PY={sys.executable}", *args, f"ARGS={' '.join(BRIEF)}"]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("1/2 reward") == 1
-    ours, theirs = ([json.loads(x) for x in (o / "metrics.jsonl").read_text().splitlines()] for o in (tmp_path, recipe[1]))
-    for mine, other in zip(ours, theirs, strict=True):
-        for name in ("loss", "grad_norm", "entropy", "kl", "reward", "length"):
-            assert mine[name] == pytest.approx(other[name], rel=BOUND, abs=BOUND), name
-    mine, other = (load_file(o / "final" / "model.safetensors") for o in (tmp_path, recipe[1]))
-    assert mine.keys() == other.keys()
-    assert all(torch.allclose(t, other[n], rtol=0, atol=BOUND) for n, t in mine.items())
-    parts = len(list((tmp_path / "checkpoints" / "step-000002").glob("model*")))
-    assert parts == (2 if launched else 1)
+    equal(tmp_path, recipe[1])
+    assert len(list((tmp_path / "checkpoints" / "step-000002").glob("model*"))) == 2

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from recipes import run as door
-from rl import checkpoint, checkpoint_parts, train
+from rl import checkpoint, checkpoint_parts, feed, train
 from rl import config as configs
 from rl.data import Order
 from rl.feed import sampling
@@ -79,31 +82,19 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(whole: Path, recipe: s
     assert first != [json.loads(line)["id"] for line in (whole / "rollouts/step-000001.jsonl").open()]
 
 
-@pytest.mark.parametrize(
-    "moment", ["after the checkpoint", "before the line of step 5", "while the checkpoint of step 6 is written"]
-)
 def test_interrupted_and_resumed_is_uninterrupted(
-    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, capsys: pytest.CaptureFixture[str]
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real_save, real_step, steps = checkpoint.save, Learner.step, []
+    """While the checkpoint of step 6 is written."""
+    real = checkpoint.save
 
-    def save(*args, **options):
-        if moment.startswith("while") and args[2].step == 6:
+    def save(*args: Any) -> Path:
+        if args[2].step == 6:
             monkeypatch.setattr(checkpoint_parts, "save_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        path = real_save(*args, **options)
-        if moment.startswith("after"):
-            raise KeyboardInterrupt
-        return path
-
-    def step(*args, **options):
-        steps.append(1)
-        if moment.startswith("before") and len(steps) == 5:
-            raise KeyboardInterrupt
-        return real_step(*args, **options)
+        return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.checkpoint, "save", save)
-        patched.setattr(Learner, "step", step)
+        patched.setattr(checkpoint, "save", save)
         assert door.main([recipe, f"run.out={tmp_path / 'run'}"]) == 130
     monkeypatch.undo()
     assert not (tmp_path / "run" / "result.json").exists()
@@ -111,6 +102,44 @@ def test_interrupted_and_resumed_is_uninterrupted(
     capsys.readouterr()
     assert door.main([recipe, f"run.out={tmp_path / 'run'}", "--resume"]) == 0
     assert "resumed after step 3 of 6" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "saved", "code"),
+    [
+        (signal.SIGTERM, "sampling", 1, 0),  # step 2 is made again
+        (signal.SIGTERM, "learning", 2, 0),  # is brought to its end
+        (signal.SIGINT, "sampling", 1, 130),
+    ],
+    ids=["SIGTERM while it samples", "SIGTERM while it learns", "ctrl-C while it samples"],
+)
+def test_a_run_that_is_told_to_end_saves_and_goes_on(
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: int, moment: str, saved: int, code: int,
+) -> None:  # fmt: skip
+    """In step 2, where no checkpoint is due."""
+    calls: list[int] = []
+
+    def told(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(os.getpid(), number)
+            return real(*args, **options)
+
+        return wrapped
+
+    owner, name = (feed, "scored_rollout") if moment == "sampling" else (Learner, "step")
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, told(getattr(owner, name)))
+        assert door.main([recipe, f"run.out={tmp_path / 'run'}"]) == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{signal.Signals(number).name}: saved after step {saved} of 6; go on with the same command and --resume"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{saved:06d}"]
+    assert not (tmp_path / "run" / "lock").exists()
+    assert door.main([recipe, f"run.out={tmp_path / 'run'}", "--resume"]) == 0
+    assert f"resumed after step {saved} of 6" in capsys.readouterr().out
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -124,7 +153,7 @@ def test_a_run_that_refills_repeats_and_resumes_exactly(recipe: str, tmp_path: P
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.checkpoint, "save", save)
+        patched.setattr(checkpoint, "save", save)
         assert door.main([*args, f"run.out={tmp_path / 'run'}"]) == 130
     assert door.main([*args, f"run.out={tmp_path / 'run'}", "--resume"]) == 0
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "run")
