@@ -78,7 +78,7 @@ class Noted:
         self.mark()
         due = self.kill and phase == self.kill.phase and self.entries[phase] == self.kill.nth
         self.entries[phase] += 1
-        if due and self.kill and phase == "reward":  # over before a timer would be set up
+        if due and self.kill and (phase == "reward" or not self.kill.delay):  # a reward is over before a timer would be set up
             os.kill(os.getpid(), signal.SIGKILL)
         elif due and self.kill:
             threading.Timer(self.kill.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()

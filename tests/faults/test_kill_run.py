@@ -22,7 +22,7 @@ KILLS = {  # what the checkpoint then is: save_every is 3
 @pytest.fixture(scope="module")
 def undisturbed(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("whole")
-    args = [str(write_recipe(folder, tiny)), "guard.throughput=0"]
+    args = [str(write_recipe(folder, tiny))]
     assert kill_sweep.run(folder, [*args, f"run.out={folder / 'run'}"]) == 0, (folder / "said.txt").read_text()
     took = json.loads((folder / "took.json").read_text())
     assert [len(took[phase]) for phase in ("rollout", "learn", "sync", "checkpoint")] == [6, 6, 6, 2]
