@@ -169,6 +169,7 @@ def _run(config: Config, folder: Path, resume: bool, allow_changes: bool, only: 
         at_start(config, folder, task, tokenizer, scorer, learning=only is None, sampling=groups is None, resume=resume)
         if where:
             print(f"sandbox tier {where['tier']}" + (f" ({where['why']})" if where["why"] else ""), flush=True)
+        torch.manual_seed(config.run.seed * 1_000_003 + rank())  # dropout's draws; sampling has seeds of its own
         engine = start_engine(config, folder, task, tokenizer, sampling=groups is None, learning=only is None)
         gc.collect()
         gc.freeze()  # what a run holds from its start to its end need not be looked at again and again while it samples
