@@ -82,7 +82,7 @@ ILLS = (
         "sandbox", "a sandbox that contains nothing", "one that opens a socket went through",
         rewards="[rewards.code]\ntier = 'unsafe'\n[reward_workers]\nprocesses = 1\n", make=programs,
     ),
-    Ill("agreement", "the sampler draws at 1.2 times the temperature", "nats (allowed 1e-05)", plant=lambda folder: planted.hotter()),
+    Ill("agreement", "the sampler draws at 1.2 times the temperature", "nats (allowed 1e-05)", plant=planted.hotter),
     Ill("dry run", "a learning rate of 1e30", "guard nan: the gradient of update", ("learn.lr=1e30", "learn.warmup=0")),
 )  # fmt: skip
 

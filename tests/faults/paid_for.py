@@ -9,7 +9,14 @@ from typing import Any
 CYRILLIC = tuple(
     a + b for a in ("да", "не", "го", "ри", "ко", "са", "пу", "ле") for b in ("ма", "ло", "ви", "на", "ря", "шо", "ты")
 )
+DOCTOR = 9  # answers that the doctor asks about at the start of a run
 CALLS = 0
+
+
+def count() -> int:
+    global CALLS
+    CALLS += 1
+    return CALLS
 
 
 def the_word_answer(completions: list[str], **_: Any) -> list[float]:
@@ -31,17 +38,16 @@ def not_a_number(completions: list[str], **_: Any) -> list[float]:
     return [float("nan") for _ in completions]
 
 
-def no_verdict(completions: list[str], **_: Any) -> list[None]:
-    return [None for _ in completions]
+def no_verdict(completions: list[str], **_: Any) -> list[float | None]:
+    """From the second step's samples on."""
+    return [None if count() > DOCTOR + 16 else text.count("e") % 2 for text in completions]
 
 
-def slower_and_slower(completions: list[str], **_: Any) -> list[float]:
-    """After the first step's samples each takes its time."""
-    global CALLS
-    CALLS += len(completions)
-    if CALLS > 4:
+def slow(completions: list[str], **_: Any) -> list[float]:
+    """From the second step's samples on each takes its time."""
+    if count() > DOCTOR + 4:
         time.sleep(0.4)
-    return [len(text) % 7 / 7 for text in completions]
+    return [text.count("e") % 2 for text in completions]
 
 
 def for_ever(completions: list[str], **_: Any) -> list[float]:

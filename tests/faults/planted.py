@@ -48,7 +48,7 @@ class Fault:
     told: str
     overrides: tuple[str, ...] = ()
     rewards: str = ""
-    plant: Callable[[], AbstractContextManager[Any]] = nullcontext
+    plant: Callable[[Path], AbstractContextManager[Any]] = lambda out: nullcontext()
     model: str = (
         "tiny"  # "cyrillic": has Russian words; "parrot": repeats itself; "nano": the embedded base on its own problems
     )
@@ -71,7 +71,7 @@ class Caught:
 
 
 @contextmanager
-def hotter() -> Iterator[None]:
+def hotter(out: Path) -> Iterator[None]:
     """The sampler draws at another temperature than the learner reckons with."""
     real = TransformersSampler.generate
 
@@ -83,7 +83,7 @@ def hotter() -> Iterator[None]:
 
 
 @contextmanager
-def stale_queue() -> Iterator[None]:
+def stale_queue(out: Path) -> Iterator[None]:
     """The feed hands out the first step's groups for ever."""
     real, first = InTurn.take, dict[int, Any]()
 
@@ -95,7 +95,21 @@ def stale_queue() -> Iterator[None]:
 
 
 @contextmanager
-def killed_workers() -> Iterator[None]:
+def filled(out: Path) -> Iterator[None]:
+    """All but 2 MB of the run's disk is gone when the second step samples."""
+    real = InTurn.take
+
+    def take(self: InTurn, step: int, version: int, clock: Any) -> Any:
+        if step == 2:
+            (out.parent / "others").write_bytes(bytes(shutil.disk_usage(out).free - 2_000_000))
+        return real(self, step, version, clock)
+
+    with mock.patch.object(InTurn, "take", take):
+        yield
+
+
+@contextmanager
+def killed_workers(out: Path) -> Iterator[None]:
     """Rollout workers die as soon as the second step samples."""
     real = Pool.generate
 
@@ -114,8 +128,8 @@ FAULTS = (
     Fault("nan", "a reward that returns nan", "is nan (not_a_number nan)", rewards=PAID.format("not_a_number")),
     Fault("stale", "a queue that hands out old groups", "weights 1 steps old, rollout.max_staleness = 0", plant=stale_queue),
     Fault("mismatch", "the sampler draws at 1.2 times the temperature", "sampler and learner disagree", plant=hotter),
-    Fault("masked", "a reward without verdicts", "no verdict", rewards=PAID.format("no_verdict")),
-    Fault("disk", "a disk that holds one checkpoint", "the disk is nearly full", ("run.save_every=1",), disk_kb=5500),
+    Fault("masked", "a judge that goes down in the second step", "no verdict", rewards=PAID.format("no_verdict")),
+    Fault("disk", "others fill the disk in the second step", "nearly full", ("run.save_every=1",), plant=filled, disk_kb=20_000),
     Fault("truncated", "answers do not fit", "were cut off", ("rollout.max_tokens=4", "guard.truncated=0.9")),
     Fault("zero_variance", "nothing is ever right", "had one reward only", ("rewards.format.weight=0", "guard.zero_variance=0.98")),
     Fault("entropy", "a learning rate of 0.1", "exploration ends", ("learn.lr=0.1", *FAST), PAID.format("one_token")),
@@ -140,7 +154,7 @@ FAULTS = (
     ),
     Fault(
         "throughput", "a reward that becomes slow", "tokens/s, usually",
-        ("rollout.prompts=2", "rollout.group=2", "guard.throughput=0.5"), PAID.format("slower_and_slower"),
+        ("rollout.prompts=2", "rollout.group=2", "guard.throughput=0.5"), PAID.format("slow"),
     ),
     Fault(
         "workers", "kill -9 of the only rollout worker", "killed by SIGKILL", ("rollout.placement=processes",), plant=killed_workers
@@ -152,7 +166,7 @@ def run(fault: Fault, folder: Path) -> Caught:
     """The fault in a real run of three steps in `folder`. Raises NoPlace."""
     with disk(folder, fault.disk_kb) if fault.disk_kb else nullcontext(folder / "run") as out:
         args = [str(recipe(fault, folder)), f"run.out={out}", "guard.patience=2", "run.steps=3", *QUIET, *fault.overrides]
-        with fault.plant():
+        with fault.plant(out):
             code, said, reason = through_the_door(args)
         lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
         kept = sorted(p.name for p in (out / "checkpoints").glob("step-*"))
@@ -162,8 +176,8 @@ def run(fault: Fault, folder: Path) -> Caught:
 
 def healthy(folder: Path) -> tuple[int, str, str]:
     """The embedded base on its own problems, under guards that stop at the first bad step and look at held-out problems in each."""
-    args = [str(nano_recipe(folder)), f"run.out={folder / 'run'}", "run.steps=3", "guard.patience=1", "guard.probe_every=1"]
-    return through_the_door([*args, "guard.throughput=0"])
+    args = [str(nano_recipe(folder)), f"run.out={folder / 'run'}", "run.steps=3", "guard.patience=1", "guard.throughput=0"]
+    return through_the_door([*args, "guard.probe_every=1", "guard.probe_problems=8"])
 
 
 def through_the_door(args: list[str]) -> tuple[int, str, str]:

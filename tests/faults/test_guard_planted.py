@@ -55,5 +55,5 @@ def test_a_healthy_run_goes_by(tmp_path: Path) -> None:
     assert (code, reason) == (0, "")
     assert "warning" not in said
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [len(m["heldout_right"]) for m in lines] == [24] * 3
+    assert [len(m["heldout_right"]) for m in lines] == [8] * 3
     assert {"repetition", "language", "heldout", "entropy", "truncated", "zero_variance", "mismatch"} <= lines[-1].keys()
