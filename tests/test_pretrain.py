@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from recipes.nano.evaluate_base import evaluate  # noqa: E402
 from recipes.nano.pretrain import document_loss, parse, pretrain, rate_at  # noqa: E402
+from tests import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_document_loss_ignores_padding_and_weighs_prompts() -> None:
     class Favours1(torch.nn.Module):
         """Logits that favour token 1, whatever stands before."""
 
-        def model(self, ids, use_cache):
+        def model(self, ids, position_ids, use_cache, packing):
             return type("Out", (), {"last_hidden_state": torch.zeros(*ids.shape, 1)})
 
         def lm_head(self, hidden):
@@ -62,6 +63,23 @@ def test_document_loss_ignores_padding_and_weighs_prompts() -> None:
     norm = torch.logsumexp(torch.tensor([0.0, 1.0, 0.0, 0.0]), 0)
     assert completion == pytest.approx(float(norm - 1), abs=1e-6)
     assert total == pytest.approx(float((0.1 * norm + 2 * (norm - 1)) / 2.1), abs=1e-6)
+
+
+def test_one_template_before_all_documents_changes_no_loss() -> None:
+    """Against the plain forward pass of each document by itself, padding and all."""
+    model, plain = tiny.policy("qwen2").model, tiny.plain("qwen2").requires_grad_(False)
+    draw = torch.Generator().manual_seed(0)
+    ids, prefix = torch.randint(2, 300, (3, 12), generator=draw), 4
+    ids[:, :prefix] = ids[0, :prefix]
+    lengths, prompts = torch.tensor([12, 9, 11]), torch.tensor([6, 5, 7])
+    total, completion = (loss.detach() for loss in document_loss(model, ids, lengths, prompts, prefix))
+    logprobs = plain(ids[:, :-1]).logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    at = torch.arange(1, 12)
+    said = (at >= prompts[:, None]) & (at < lengths[:, None])
+    asked = (at >= prefix) & (at < prompts[:, None])
+    assert completion == pytest.approx(float(-(logprobs * said).sum() / said.sum()), abs=1e-5)
+    weight = said + 0.1 * asked
+    assert total == pytest.approx(float(-(logprobs * weight).sum() / weight.sum()), abs=1e-5)
 
 
 def test_rate_warms_up_and_ends_low() -> None:

@@ -24,8 +24,13 @@ from torch import Tensor
 from recipes.nano.corpus import PREFIX, Encoded, Mix, encode
 from recipes.nano.problems import heldout
 from recipes.nano.tokenizer import VOCABULARY, train_tokenizer
+from rl import experts
+from rl.attention import PACKED, layout
+from rl.records import Span
+from rl.routing import Routing
 
 HEAD_DIM = 64
+BALANCE_RATE = 1e-3
 CONTEXT = 2048
 PROMPT_WEIGHT = 0.1  # of a prompt token in the loss: a question's numbers cannot be predicted
 _BUCKET = 16  # documents are padded to a multiple of this
@@ -85,16 +90,22 @@ def batches(buckets: list[tuple[Tensor, Tensor, Tensor]], tokens: int, seed: int
 def document_loss(model: Any, ids: Tensor, lengths: Tensor, prompts: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """The weighted mean loss of next tokens, and that of the completions' tokens alone. ids [N, L].
 
-    The first `prefix` tokens are the template, the same in every document: nothing to predict there.
+    The first `prefix` tokens are the template, the same in every document: nothing to predict there, and all documents stand behind it
+    in one packed row (rl/attention.py), so that it is computed once.
     """
     ids = ids.long()
-    targets = ids[:, prefix:]
+    targets, rest = ids[:, prefix:], ids.shape[1] - 1 - prefix
+    row = torch.cat([ids[0, :prefix], ids[:, prefix:-1].flatten()])
+    positions = torch.cat([torch.arange(prefix), torch.arange(prefix, prefix + rest).repeat(len(ids))]).to(ids.device)
+    spans = [Span(prefix + i * rest, prefix + (i + 1) * rest, 0, prefix) for i in range(len(ids))]
+    packing = layout(spans, len(row), ids.device)
     position = torch.arange(prefix, ids.shape[1], device=ids.device)
     completion = (position >= prompts[:, None]) & (position < lengths[:, None])
     weight = completion + PROMPT_WEIGHT * (position < prompts[:, None])
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
-        hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state[:, prefix - 1 :]
-        logits = model.lm_head(hidden)
+        out = model.model(row[None], position_ids=positions[None], use_cache=False, packing=packing).last_hidden_state[0]
+        first = out[prefix - 1].expand(len(ids), 1, -1)  # predicts the first token behind the template, in each document
+        logits = model.lm_head(torch.cat([first, out[prefix:].view(len(ids), rest, -1)], 1))
     each = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     return (each * weight).sum() / weight.sum(), (each.detach() * completion).sum() / completion.sum()
 
@@ -108,7 +119,12 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def train(model: Any, encoded: Encoded, prefix: int, pad: int, rate: float, tokens: int, seed: int, device: str) -> list[float]:
-    """One pass over the documents. Returns the completions' loss, the mean of each 2 % of the run."""
+    """One pass over the documents. Returns the completions' loss, the mean of each 2 % of the run.
+
+    Where the model has experts their biases balance their load, as in reinforcement learning (rl/experts.py).
+    """
+    model.set_attn_implementation(PACKED)
+    routing, spread = Routing.of(model), list[Tensor]()
     buckets = to_buckets(encoded, pad, device)
     order = list(batches(buckets, tokens, seed))
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -131,13 +147,25 @@ def train(model: Any, encoded: Encoded, prefix: int, pad: int, rate: float, toke
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if routing:
+            spread.append(rebalance(routing, batch[0].shape[1], batch[1], prefix))
         recent.append(shown)
         if step % every == 0 or step == len(order):
             curve.append(float(torch.stack(recent).mean()))
-            recent = []
+            uneven = f"  MaxVio {float(torch.stack(spread).mean()):.2f}" if spread else ""
+            recent, spread = [], []
             speed = step / len(order) * len(encoded.ids) / (time.time() - started)
-            print(f"step {step}/{len(order)}  loss {curve[-1]:.4f}  {speed:,.0f} tokens/s", flush=True)
+            print(f"step {step}/{len(order)}  loss {curve[-1]:.4f}  {speed:,.0f} tokens/s{uneven}", flush=True)
     return curve
+
+
+def rebalance(routing: Routing, width: int, lengths: Tensor, prefix: int) -> Tensor:
+    """The experts' biases after a step on documents [N, width], by the load of what is no padding; returns the mean MaxVio."""
+    inside = torch.arange(prefix, width - 1, device=lengths.device) < lengths[:, None] - 1
+    counted = torch.cat([inside.new_ones(prefix), inside.flatten()])
+    load = experts.load(routing.chosen(), counted, routing.experts)
+    routing.rebalance(load, BALANCE_RATE)
+    return experts.violation(load).mean()
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
