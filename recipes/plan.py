@@ -26,7 +26,7 @@ from recipes.plan_time import Card, Times, cards, times
 from recipes.plan_trace import Untraceable
 from rl import config as configs
 from rl.config import Config
-from rl.policy import resolve
+from rl.policy import resolve, why
 
 SHAPES = Path(__file__).parent / "shapes"
 
@@ -114,6 +114,8 @@ def shape_of(config: Config) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     except OSError:
         pass
+    except ValueError as error:
+        raise ValueError(f"model.path = {path!r}: the config does not load: {why(error)}") from None
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust)
     except OSError:

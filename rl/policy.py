@@ -120,9 +120,15 @@ def _from_pretrained(kind: Any, path: str, what: str, **options: Any) -> Any:
     try:
         return kind.from_pretrained(path, **options)
     except Exception as error:  # transformers and the hub raise many kinds; the user needs one line
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0][:240] if lines else type(error).__name__
-        raise ValueError(f"model.path = {path!r}: the {what} does not load: {reason}") from error
+        raise ValueError(f"model.path = {path!r}: the {what} does not load: {why(error)}") from error
+
+
+def why(error: Exception) -> str:
+    """Transformers' reason for not loading something, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "custom code" in "".join(lines[:1]):
+        return "it brings code of its own, which was not run; read that code, then set model.trust_remote_code=true"
+    return lines[0][:240] if lines else type(error).__name__
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
