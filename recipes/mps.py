@@ -43,10 +43,15 @@ def service(config: Config) -> Iterator[None]:
         return
     os.environ.update(dict.fromkeys(NAMES, tempfile.mkdtemp(prefix="grpo-mps-")))
     keeper = _start()
-    if keeper is None:
-        print(f"no {CONTROL} starts here: learner and workers take turns on the GPU", flush=True)
-        _forget()
     try:
+        if keeper is None:
+            print(f"no {CONTROL} starts here: learner and workers take turns on the GPU", flush=True)
+            _forget()
+        elif not torch.cuda.is_available():
+            raise ValueError(
+                f"CUDA finds no GPU through {CONTROL}, though the driver has one: end other MPS services on this host, or run without "
+                "the program on the PATH"
+            )
         yield
     finally:
         del keeper
@@ -56,7 +61,11 @@ def service(config: Config) -> Iterator[None]:
 def _start() -> subprocess.Popen[bytes] | None:
     """The service, ready for clients; None where there is none. It lasts as long as what this returns."""
     quiet = subprocess.DEVNULL
-    keeper = subprocess.Popen(["sh", "-c", KEEPER], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
+    # A service that sees some GPUs only would number them anew for its clients, who choose among all of them.
+    seeing = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    keeper = subprocess.Popen(
+        ["sh", "-c", KEEPER], stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, env=seeing, start_new_session=True
+    )
     end = time.monotonic() + STARTS_S
     while not os.path.exists(os.path.join(os.environ[NAMES[0]], "control")):
         if not shutil.which(CONTROL) or time.monotonic() > end:

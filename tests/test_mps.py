@@ -19,6 +19,7 @@ from rl.config import Config, Rollout
 
 CONTROL = """#!/bin/sh
 if [ "$1" = -f ]; then
+    echo "${CUDA_VISIBLE_DEVICES-all}" > "$CUDA_MPS_PIPE_DIRECTORY/cards"
     echo $$ > "$CUDA_MPS_PIPE_DIRECTORY/control"
     while [ ! -e "$CUDA_MPS_PIPE_DIRECTORY/over" ]; do sleep 0.05; done
 else
@@ -30,6 +31,7 @@ import os, sys
 from recipes import mps
 from rl.config import Config
 mps.shares_a_card = lambda config: True
+mps.torch.cuda.is_available = lambda: True
 with mps.service(Config()):
     folder = os.environ["CUDA_MPS_PIPE_DIRECTORY"]
     print(folder, open(folder + "/control").read().strip(), flush=True)
@@ -71,6 +73,23 @@ def test_the_service_ends_with_the_learner(control: None, how: str) -> None:
     while Path(folder).exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(folder).exists()
+
+
+def test_it_serves_all_cards(control: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that saw the second alone would call it the first, and its clients, told to use the second, would find none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(mps, "shares_a_card", lambda config: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with mps.service(PLACED):
+        assert (Path(os.environ[mps.NAMES[0]]) / "cards").read_text() == "all\n"
+
+
+def test_a_gpu_that_is_not_reached_is_said(control: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mps, "shares_a_card", lambda config: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no GPU through nvidia-cuda-mps-control"), mps.service(PLACED):
+        pass
+    assert mps.NAMES[0] not in os.environ
 
 
 def test_without_the_program_the_run_goes_on(monkeypatch, capsys):
