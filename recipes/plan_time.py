@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.plan_memory import EngineUse, Setup, kv_bytes, layers, row
+from recipes.plan_trace import EXPERTS
 
 # 1.5B, packed rows of 16k and 32k, forward + backward: 40,075, 52,532, 50,811, 43,439 (checkpointed), 64,803 (compiled) tokens/s.
 PRODUCTS = 0.80  # of the rate of one large product
@@ -102,7 +103,7 @@ def times(setup: Setup, card: Card, other: EngineUse) -> Times:
     evaluation = 2 * generation(setup, card, other, held_out, asked, setup.completion) if asked else 0.0
     return Times(
         generate, learn, sync, save, step, (c.run.steps * step + evaluation + START_S) / 3600, tokens, unique, rows,
-        6 * of.parameters * work.positions / a_row / card.rate,
+        6 * (of.parameters - idle_experts(setup.shape)) * work.positions / a_row / card.rate,
     )  # fmt: skip
 
 
@@ -153,8 +154,20 @@ def generation(setup: Setup, card: Card, other: EngineUse, prompts: int, sequenc
     steps = longest if fit >= sequences else sequences * mean / fit + longest / 2
     tokens = sequences * mean
     host = steps * STEP_S + tokens * TOKEN_S
-    weights = max(steps * 2 * parameters / (DECODE * card.bandwidth), 2 * parameters * tokens / (PREFILL * card.rate))
+    used = parameters - idle_experts(shape)  # by a token
+    read = parameters - idle_experts(shape, fit)  # by the tokens of a step together
+    weights = max(steps * 2 * read / (DECODE * card.bandwidth), 2 * used * tokens / (PREFILL * card.rate))
     cached = tokens * (setup.prompt + mean / 2) * kv_bytes(shape) / (DECODE * card.bandwidth)
     busy = (weights + cached) / parallel
-    prefill = 2 * parameters * prompts * setup.prompt / parallel / (PREFILL * card.rate)
+    prefill = 2 * used * prompts * setup.prompt / parallel / (PREFILL * card.rate)
     return max(host, busy) + prefill
+
+
+def idle_experts(shape: Any, tokens: int = 1) -> float:
+    """Parameters of a mixture's experts that `tokens` tokens leave unused in the mean, where each takes K of E at random; 0 if dense."""
+    experts = next((n for name in EXPERTS if (n := getattr(shape, name, None))), 0)
+    if not experts:
+        return 0.0
+    sparse = shape.num_hidden_layers - int(getattr(shape, "first_k_dense_replace", 0) or 0)
+    each = 3 * shape.hidden_size * (getattr(shape, "moe_intermediate_size", None) or shape.intermediate_size)
+    return sparse * experts * each * (1 - shape.num_experts_per_tok / experts) ** tokens

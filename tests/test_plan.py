@@ -272,6 +272,21 @@ def test_experts_are_planned_in_what_their_product_knows() -> None:
     assert half.matmul > 0
 
 
+def test_deepseek_v3_is_counted_whole_in_memory_and_by_its_active_part_in_time() -> None:
+    """671 B parameters, 37 B of them active (arXiv 2412.19437); of 256 experts 8 a token, and a large batch wakes nearly all."""
+    s = setup("deepseek-v3")
+    of = plan_memory.layers(s, False, plan_memory.row(s))
+    assert of.parameters == pytest.approx(671e9, rel=0.005)
+    active = of.parameters - plan_time.idle_experts(s.shape)
+    assert active == pytest.approx(37e9, rel=0.03)
+    # What one position is multiplied with: all of that but the embedding and the head, which are counted elsewhere.
+    inside = active - 2 * s.shape.vocab_size * s.shape.hidden_size
+    assert of.matmul / plan_memory.row(s).positions == pytest.approx(6 * inside, rel=0.05)
+    assert plan_time.idle_experts(s.shape, 512) < 1e-6 * of.parameters
+    assert plan_memory.kv_bytes(s.shape) == 61 * (512 + 64) * 2
+    assert plan_time.idle_experts(plan.shape("qwen2.5-7b")) == 0
+
+
 def test_planned_against_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bench import fit_step, plan_check
 
