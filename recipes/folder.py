@@ -23,7 +23,8 @@ from rl import config as configs
 from rl.config import Config
 
 LOCK, CONFIG, INPUTS = "lock", "config.json", "inputs.json"
-FREE = ("run.steps:", "run.out:")  # may change without a word
+WHERE = ("rollout.placement:", "rollout.workers:", "rollout.min_workers:", "rollout.devices:")  # a cluster gives what it has
+FREE = ("run.steps:", "run.out:", *WHERE)  # may change without a word
 
 
 @contextmanager
