@@ -196,7 +196,8 @@ def _experts(pieces: list[list[Sample]]) -> torch.Tensor | None:
 def _told(sample: Sample, prompt: int, shape: tuple[int, ...]) -> np.ndarray:
     """A sample's experts by position, [prompt + tokens, ...]: the last token never went through the sampler."""
     positions = prompt + sample.completion.tokens
-    told, experts = np.full((positions, *shape), -1, np.int16), sample.completion.experts
+    told: np.ndarray = np.full((positions, *shape), -1, np.int16)
+    experts = sample.completion.experts
     if experts is not None:
         if len(experts) != positions - 1:
             raise ValueError(

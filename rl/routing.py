@@ -129,7 +129,8 @@ class Routing:
         told = row.experts_LMK
         if told is None:
             return
-        layers, k, largest = *told.shape[1:], int(told.max())
+        layers, k = told.shape[1:]
+        largest = int(told.max())
         if (layers, k) != (self.layers, self.k) or largest >= self.experts:
             raise ValueError(
                 f"the samples name experts of {layers} layers, {k} of a token, up to number {largest}; the model has {self.layers} layers "
