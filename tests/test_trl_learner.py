@@ -18,6 +18,7 @@ from recipes.street import load_task
 from rl import config as configs
 from rl.data import Order
 from rl.policy import load_tokenizer
+from rl.rollout import load
 from tests.tiny_run import refused, write_recipe
 
 RUN = ["learner=trl", "run.save_every=0", "guard.truncated=1.1"]
@@ -211,3 +212,43 @@ def test_a_guard_stops_it(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFi
     told = refused(capsys, [*args, "rollout.max_tokens=1", "guard.patience=2"], code=1)
     assert "cut off" in told
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_from_the_same_answers_both_learn_the_same(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: str
+) -> None:
+    """Three updates from the same groups: loss, gradient and weights agree, so what differs between two runs is what they sample."""
+    from trl import GRPOTrainer
+
+    keys = [
+        "run.steps=3",
+        "evaluate.problems=0",
+        "algorithm.minibatches=1",
+        "algorithm.importance_cap=0",
+        "rollout.temperature=0.5",
+    ]
+    keys += [
+        "algorithm.reference_every=0",
+        "learn.row_tokens=1024",
+        "learn.lr=1e-5",
+        "rewards.soft_overlong={limit=14, cache=14}",
+    ]
+    assert door.main([str(recipe), *keys, f"run.out={tmp_path / 'half'}", "--only", "rollout"]) == 0
+    stored = tmp_path / "half" / "groups.jsonl"
+    assert door.main([str(recipe), *keys, f"run.out={tmp_path / 'own'}", "--replay", str(stored), "guard.mismatch=100"]) == 0
+    steps = [[[list(c.ids) for g in groups for c in g.completions], None] for _, groups in load(stored)]
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *_: steps.pop(0))
+    assert door.main([str(recipe), *keys, *RUN, f"run.out={tmp_path / 'trl'}"]) == 0
+    assert steps == []
+
+    own, trl = ([json.loads(x) for x in (tmp_path / way / "metrics.jsonl").read_text().splitlines()] for way in ("own", "trl"))
+    for name, close in [("reward", 1e-6), ("loss", 1e-3), ("grad_norm", 1e-3), ("kl", 2e-2), ("lr", 1e-9)]:
+        assert [m[name] for m in trl] == pytest.approx([m[name] for m in own], rel=close, abs=1e-6), name
+    assert min(m["grad_norm"] for m in own) > 1e-3
+    old, ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(p).state_dict() for p in (tiny, tmp_path / "own/final", tmp_path / "trl/final")
+    )
+    moved = torch.cat([(ours[n] - old[n]).flatten() for n in old]).abs().mean()
+    apart = torch.cat([(ours[n] - theirs[n]).flatten() for n in old]).abs().mean()
+    assert moved > 1e-6
+    assert apart < 0.02 * moved
