@@ -28,6 +28,7 @@ from rl.policy import Policy, check_head, load_model, resolve
 from rl.records import Completion, Group, Prompt
 from rl.sampler import Sampler
 from rl.sync import prove, sync
+from rl.teacher import load_teacher
 from rl.train import updates_a_step
 
 NANO_TRAIN, NANO_HELDOUT, NANO_SEED = 20_000, 500, 1
@@ -133,11 +134,15 @@ def start_engine(config: Config, folder: Path, task: Task, tokenizer: Any, *, sa
     with ExitStack() as failed:
         if sampler is not None:
             failed.callback(sampler.close)
+        precision = torch.bfloat16 if acc.device.type == "cuda" else torch.float32  # of what is not trained
         reference = None
         if config.algorithm.kl and learning and not config.model.lora.rank:
-            dtype = torch.bfloat16 if acc.device.type == "cuda" else torch.float32
-            reference = Policy(load_model(config.model.path, dtype=dtype, trust_remote_code=trust))
-        learner = Learner(config, Policy(model, config.model.fp32_head), reference, acc)
+            reference = Policy(load_model(config.model.path, dtype=precision, trust_remote_code=trust))
+        teacher = None
+        if config.teacher.path and learning:
+            rows = model.get_input_embeddings().num_embeddings
+            teacher = load_teacher(config.teacher.path, tokenizer, rows, precision, trust)
+        learner = Learner(config, Policy(model, config.model.fp32_head), reference, acc, teacher)
         with acc.autocast():
             check_head(learner.policy, _probe(task.train[0]).to(acc.device))
         learner.begin()

@@ -62,6 +62,15 @@ def leave_one_out(rewards_G: Rewards) -> list[float | None]:
     return _each(rewards_G, lambda r: r - (total - r) / (len(values) - 1))
 
 
+def one_each(rewards_G: Rewards) -> list[float | None]:
+    """1.0 for every completion, verdict or not: a teacher puts its own in place of each, token by token (teacher.py).
+
+    >>> one_each([0.0, None])
+    [1.0, 1.0]
+    """
+    return [1.0 for _ in rewards_G]
+
+
 def zero_variance(rewards_G: Rewards) -> bool:
     """Whether the group teaches nothing: fewer than two verdicts, or all equal.
 

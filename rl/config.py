@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rl.config_tree import build, flat, override
 from rl.schedule import learning_rate
 
 
@@ -116,6 +114,13 @@ class Algorithm:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """On-policy distillation: a teacher's log-probs in place of the reward; see teacher.py."""
+
+    path: str = ""  # hub name or folder, with the student's tokenizer; empty: none
+
+
+@dataclass(frozen=True)
 class Learn:
     lr: float = 1e-6
     schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
@@ -178,6 +183,7 @@ class Config:
     rewards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # see rewards/combine.py
     reward_workers: RewardWorkers = field(default_factory=RewardWorkers)
     algorithm: Algorithm = field(default_factory=Algorithm)
+    teacher: Teacher = field(default_factory=Teacher)
     learn: Learn = field(default_factory=Learn)
     evaluate: Evaluate = field(default_factory=Evaluate)
     guard: Guard = field(default_factory=Guard)
@@ -195,8 +201,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"recipe {path}: cannot be read: {error}") from None
     for text in overrides:
-        _override(tree, text)
-    config = _build(Config, tree, "")
+        override(tree, text)
+    config = build(Config, tree, "")
     check(config)
     return config
 
@@ -208,12 +214,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """The inverse of `to_dict`."""
-    return _build(Config, tree, "")
+    return build(Config, tree, "")
 
 
 def difference(old: Config, new: Config) -> list[str]:
     """`key.sub: old -> new` for every value that differs."""
-    a, b = _flat(to_dict(old)), _flat(to_dict(new))
+    a, b = flat(to_dict(old)), flat(to_dict(new))
     return [f"{k}: {a.get(k)!r} -> {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
 
 
@@ -247,6 +253,11 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")
     _check_rollout(r)
     _check_model(config)
+    if g.rollbacks and r.max_staleness:
+        raise ValueError(
+            "guard.rollbacks with rollout.max_staleness: a run that samples ahead cannot go back; set one of them to 0"
+        )
+    _check_teacher(config)
     if r.prompts % a.minibatches:
         raise ValueError(
             f"rollout.prompts = {r.prompts} does not divide by algorithm.minibatches = {a.minibatches}: groups would be torn; "
@@ -277,6 +288,22 @@ def _check_model(config: Config) -> None:
         raise ValueError(
             "algorithm.reference_every with model.lora: the reference is the base without the adapter and cannot be replaced"
         )
+
+
+def _check_teacher(config: Config) -> None:
+    r = config.rollout
+    if not config.teacher.path:
+        return
+    if r.top_p < 1 or r.top_k:
+        raise ValueError(
+            "teacher.path with rollout.top_p or top_k: a token that the teacher cuts off has no log-prob; sample from all"
+        )
+    if r.refill:
+        raise ValueError(
+            "teacher.path with rollout.refill: groups of equal reward are not useless here, the teacher judges each token"
+        )
+    if config.learner == "trl":
+        raise ValueError("teacher.path with learner = 'trl': TRL's GRPOTrainer takes no teacher; use learner = 'own'")
 
 
 def _check_rollout(r: Rollout) -> None:
@@ -329,71 +356,3 @@ def max_tokens_at(config: Config, step: int) -> int:
         if step >= start:
             budget = tokens
     return budget
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"override {text!r}: not of the form key.sub=value")
-    node = tree
-    *parents, last = key.strip().split(".")
-    for part in parents:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"override {text!r}: {part!r} is a value, not a table")
-    try:
-        node[last] = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        node[last] = value
-
-
-def _build(kind: type, tree: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where.rstrip('.')} = {tree!r}: must be a table")
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.4)
-            hint = f"; did you mean {where}{near[0]}?" if near else f"; known: {', '.join(hints)}"
-            raise ValueError(f"unknown key {where}{key}{hint}")
-    return kind(**{key: _value(hints[key], value, where + key) for key, value in tree.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`, or ValueError. Whole numbers pass as floats, lists as tuples; nothing else is converted."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where + ".")
-    if origin is Literal:
-        if value not in args:
-            raise ValueError(f"{where} = {value!r}: must be one of {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} = {value!r}: must be a list")
-        if args[-1] is Ellipsis:
-            return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(value) != len(args):
-            raise ValueError(f"{where} = {value!r}: must have {len(args)} entries")
-        return tuple(_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} = {value!r}: must be a table")
-        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is Any or isinstance(hint, types.UnionType):
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, bool) is not (hint is bool) or not isinstance(value, hint):
-        raise ValueError(f"{where} = {value!r}: must be {_ARTICLE[hint]}")
-    return value
-
-
-_ARTICLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
-    return flat

@@ -118,7 +118,7 @@ def _truncated(s: Seen) -> str | None:
 
 
 def _zero_variance(s: Seen) -> str | None:
-    share = s.now.get("zero_variance")
+    share = None if "reverse_kl" in s.now else s.now.get("zero_variance")  # a teacher judges each token
     return None if share is None else "" if share < s.config.zero_variance else (
         f"{share:.0%} of the groups had one reward only (allowed below {s.config.zero_variance:.0%}): nothing is left to learn from these "
         "prompts (all right, or all wrong)"

@@ -30,6 +30,7 @@ from rl.optim import make_optimizer
 from rl.policy import Policy, graphs_compiled
 from rl.records import Batch, Completion, Group, Prompt, Row
 from rl.routing import Balance, Routing, biases
+from rl.teacher import reverse_kl, with_teacher
 
 GATHERED = 1 << 28  # elements of full weights that a rank holds at once when they are gathered
 Advantages = Sequence[Sequence[float | None]]
@@ -47,14 +48,18 @@ def accelerator(config: Config, folder: Path) -> Accelerator:
 
 
 class Learner:
-    """The policy with its optimiser, and the reference model where there is a KL term. `updates` is the weights' version."""
+    """The policy with its optimiser, the reference model where there is a KL term, and the teacher where there is one (teacher.py).
 
-    def __init__(self, config: Config, policy: Policy, reference: Policy | None, acc: Accelerator) -> None:
-        self.config, self.acc, self.reference = config, acc, reference
+    `updates` is the weights' version."""
+
+    def __init__(
+        self, config: Config, policy: Policy, reference: Policy | None, acc: Accelerator, teacher: Policy | None = None
+    ) -> None:
+        self.config, self.acc, self.reference, self.teacher = config, acc, reference, teacher
         if config.model.gradient_checkpointing:
             policy.checkpoint_layers(config.model.checkpoint_share)
         if config.learn.compile == "always" or (config.learn.compile == "cuda" and acc.device.type == "cuda"):
-            for each in filter(None, (policy, reference)):
+            for each in filter(None, (policy, reference, teacher)):
                 each.compile_layers(lean=config.model.gradient_checkpointing)
         policy.train()
         if config.model.routing_replay or config.learn.balance_rate:
@@ -74,13 +79,13 @@ class Learner:
         self.optimizer: Any
         self.prepared, self.optimizer = (policy, optimizer) if self.sharded else acc.prepare(policy, optimizer)
         self.policy: Policy = acc.unwrap_model(self.prepared)
-        if reference is not None:
-            reference.eval().requires_grad_(False)
+        for fixed in filter(None, (reference, teacher)):
+            fixed.eval().requires_grad_(False)
             if self.sharded:
-                ranks.shard(reference, reference.model, acc.device)
+                ranks.shard(fixed, fixed.model, acc.device)
             else:
-                reference.to(acc.device)
-        self.updates = 0
+                fixed.to(acc.device)
+        self.updates, self.rate = 0, 1.0  # `rate`: a factor of learn.lr, for a run that has gone back (guard.rollbacks)
         self.balance = Balance(self.policy.routing, config.learn.balance_rate, acc) if self.policy.routing else None
 
     def begin(self) -> None:
@@ -144,6 +149,8 @@ class Learner:
         rows = []
         for row in batch.rows:
             row = row.to(self.acc.device)
+            if self.teacher is not None:
+                row = with_teacher(row, self._logprobs(self.teacher, replace(row, experts_LMK=None))[0])
             old_T = self._logprobs(self.policy, row)[0] if many else None
             ref_T = self._reference_logprobs(row) if self.config.algorithm.kl else None
             rows.append(with_logprobs(row, old_T=old_T, ref_T=ref_T))
@@ -163,7 +170,7 @@ class Learner:
 
     def _update(self, batch: Batch, sums: dict[str, Any]) -> None:
         a = self.config.algorithm
-        lr = learning_rate_at(self.config, self.updates)
+        lr = self.rate * learning_rate_at(self.config, self.updates)
         for i, row in enumerate(batch.rows):
             with ranks.accumulating(self.acc, self.prepared, last=i == len(batch.rows) - 1):
                 logprobs_T, entropy_T = self._logprobs(self.prepared, row)
@@ -182,6 +189,8 @@ class Learner:
                 self.acc.backward(loss * self.acc.num_processes)
             # They stay on the device: reading one would make the host wait for this row before it starts the next.
             metrics |= {"loss": loss.detach(), "entropy": (entropy_T * (row.weights_T > 0)).sum()}
+            if self.teacher is not None:
+                metrics["reverse_kl"] = reverse_kl(row)
             for name, value in metrics.items():
                 before, value = sums[name], value.double()
                 sums[name] = value.clamp(min=before) if name.endswith("_max") else before + value
@@ -251,6 +260,9 @@ class Learner:
         wanted, exact = dtype and getattr(torch, dtype.removeprefix("torch.")), biases(self.policy.model)
         return [ranks.gather(state[n], None if n in exact else wanted) for n in names]
 
+    def _set_rate(self, rate: float, _: Any) -> None:
+        self.rate = rate
+
     @torch.no_grad()
     def _forward(self, _: Any, rows: Sequence[Row]) -> None:
         self._logprobs(self.policy, rows[0].to(self.acc.device))
@@ -269,5 +281,6 @@ def _no_row() -> Row:
 
 
 ranks.JOINT |= {
-    "learn": Learner._learn, "replace_reference": Learner._replace_reference, "gather": Learner._gather, "forward": Learner._forward
+    "learn": Learner._learn, "replace_reference": Learner._replace_reference, "gather": Learner._gather, "forward": Learner._forward,
+    "rate": Learner._set_rate,
 }  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 
 from rewards.scorer import Scorer
 from rl import checkpoint, metrics, stop
-from rl.advantage import ADVANTAGES
+from rl.advantage import ADVANTAGES, one_each
 from rl.ahead import staleness
 from rl.config import Config, max_tokens_at
 from rl.feed import Feed
@@ -73,7 +73,8 @@ def train(street: Street, done: int = 0) -> None:
             s.sampler.rest()
         with clock("reward"):
             check_rewards(groups)
-            advantages = [ADVANTAGES[config.algorithm.advantage](g.rewards) for g in groups]
+            of = one_each if config.teacher.path else ADVANTAGES[config.algorithm.advantage]
+            advantages = [of(g.rewards) for g in groups]
         with clock("learn"):
             try:
                 learned = s.learner.step(groups, advantages, max_tokens_at(config, step))

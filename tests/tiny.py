@@ -182,10 +182,10 @@ def config(**sections: Mapping[str, Any]) -> Config:
     return made
 
 
-def learner(settings: Config, family: str = "qwen3") -> Learner:
+def learner(settings: Config, family: str = "qwen3", teacher: Policy | None = None) -> Learner:
     """A learner from the model of `family`, with a reference model where there is a KL term."""
     reference = policy(family) if settings.algorithm.kl else None
-    return Learner(settings, policy(family), reference, accelerator(settings, Path(_FOLDER.name)))
+    return Learner(settings, policy(family), reference, accelerator(settings, Path(_FOLDER.name)), teacher)
 
 
 def updates(of: Learner, number: int, prompts: Sequence[Prompt], seed: int = 5) -> None:
