@@ -35,6 +35,7 @@ from recipes import folder as folders
 from recipes import mps, result
 from recipes.doctor_checks import at_start
 from recipes.probe import make_probe
+from recipes.rollback import gone_back, slow_down
 from recipes.street import SOURCES, Engine, Task, load_task, make_feed, make_scorer, sandbox, start_engine
 from rewards.scorer import Scorer
 from rl import adapters, checkpoint, data, metrics, stop
@@ -208,26 +209,10 @@ def climb(
     try:
         before = evaluated(config, folder, task, engine, scorer, "before", minutes)
         state = resumed(config, keeper, engine) if resume else keeper.state
-        journal = Journal(folder, state.step if resume else None)
-        feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
-        street = Street(
-            config, folder, feed, scorer, engine.sampler, learner, journal,
-            Watch(config.guard, engine.tolerance.mean, state.guard, config.rollout.max_staleness if scorer else math.inf),
-            engine.tolerance.canary, engine.canaries, tokenizer, _say, keeper, make_probe(config, task, engine.sampler, scorer),
-        )  # fmt: skip
-        begun = time.time()
-        try:
-            train(street, state.step)
-        except (Stopped, SyncError, RewardFailed, FloatingPointError):
-            if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
-                with suppress(OSError):  # a full disk is not the reason, or says so itself
-                    keeper.save()
-            print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
-            raise
-        finally:
-            feed.close()
-            journal.close()
-            minutes["train"] = (time.time() - begun) / 60
+        begun, since = time.time(), state if resume else None
+        while (since := trained(config, folder, task, tokenizer, engine, scorer, keeper, since, groups)) is not None:
+            pass
+        minutes["train"] = (time.time() - begun) / 60
         save_final(learner, tokenizer, folder / "final")
         after = evaluated(config, folder, task, engine, scorer, "after", minutes)
     except stop.Ended as ended:
@@ -243,12 +228,49 @@ def climb(
     return 0
 
 
+def trained(
+    config: Config,
+    folder: Path,
+    task: Task,
+    tokenizer: Any,
+    engine: Engine,
+    scorer: Scorer | None,
+    keeper: checkpoint.Keeper,
+    since: checkpoint.State | None,
+    groups: Replay | None,
+) -> checkpoint.State | None:
+    """The steps after `since` (None: a new run), to the end; or to a stop in place of which the run has gone back to what is returned."""
+    state, learner = since or keeper.state, engine.learner
+    journal = Journal(folder, since.step if since else None)
+    feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
+    watch = Watch(config.guard, engine.tolerance.mean, state.guard, config.rollout.max_staleness if scorer else math.inf)
+    street = Street(
+        config, folder, feed, scorer, engine.sampler, learner, journal, watch, engine.tolerance.canary, engine.canaries, tokenizer,
+        _say, keeper, make_probe(config, task, engine.sampler, scorer),
+    )  # fmt: skip
+    try:
+        train(street, state.step)
+    except (Stopped, SyncError, RewardFailed) as stopped:
+        if (back := gone_back(config, keeper, engine, watch.rollbacks, stopped)) is not None:
+            return back
+        if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
+            with suppress(OSError):  # a full disk is not the reason, or says so itself
+                keeper.save()
+        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
+        raise
+    finally:
+        feed.close()
+        journal.close()
+    return None
+
+
 def resumed(config: Config, keeper: checkpoint.Keeper, engine: Engine) -> checkpoint.State:
     """Learner and sampler as the newest whole checkpoint has them; as they are where none was ever written."""
     state, damaged = keeper.load()
     for reason in damaged:
         print(f"checkpoint passed over: {reason}", flush=True)
     print(f"resumed after step {state.step} of {config.run.steps}", flush=True)
+    slow_down(config, engine, state)
     learner = engine.learner
     if engine.sampler is not None:
         sync(learner.policy, engine.sampler, learner.updates, engine.canaries, engine.tolerance.canary, learner.acc.device)
