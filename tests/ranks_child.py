@@ -21,7 +21,7 @@ from rl.learn import Learner, accelerator
 from rl.policy import Policy, load_model
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.ranks_child", "tests.tiny"])
+_SERVER.set_forkserver_preload(["tests.ranks_child", "tests.tiny", "recipes.run"])
 
 
 def launch(size: int, sharded: bool, work: Callable[..., None], *args: Any, timeout_s: float = 120.0) -> list[int | None]:
