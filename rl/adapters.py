@@ -24,8 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rl.config import Lora
+from rl.routing import mixture
 
 Fetch = Callable[[Sequence[str]], Iterator[tuple[str, Tensor]]]  # names in state_dict -> full tensors, in this order
+EXPERTS = ("gate_proj", "up_proj", "down_proj")  # of a mixture peft takes these names for the stacked experts too
 NAME = "default"  # peft's own for the only adapter
 PREFIX = "base_model.model."  # that peft puts before the names it saves
 
@@ -51,12 +53,19 @@ def attach(model: Any, lora: Lora, base: str, seed: int = 0) -> None:
 
 
 def _targets(model: Any, targets: str | tuple[str, ...]) -> list[str]:
-    """Last parts of the names of linear layers, checked."""
+    """Last parts of the names of linear layers, checked; of a mixture of experts those of its attention."""
     head = model.get_output_embeddings()
     linear = {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    if mixed := mixture(model.config):
+        linear -= set(EXPERTS)
     if targets == "all-linear":
         return sorted(linear)
     wanted = [targets] if isinstance(targets, str) else list(targets)
+    if mixed and (experts := [name for name in wanted if name in EXPERTS]):
+        raise ValueError(
+            f"model.lora.targets: {experts[0]!r} of a mixture of experts cannot be merged for the sampler; adapt its attention: "
+            f"{', '.join(sorted(linear))}"
+        )
     if unknown := [name for name in wanted if name not in linear]:
         raise ValueError(
             f'model.lora.targets: {unknown[0]!r} is no linear layer below the head; use "all-linear" or some of {", ".join(sorted(linear))}'

@@ -15,6 +15,8 @@ step in the order of `model_output.req_id_to_index`.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -32,7 +34,11 @@ DERIVED = ("W_UV", "W_UK_T")  # parameters of vLLM's that are no weights
 
 def options(cpu: bool) -> dict[str, bool]:
     """What vLLM must be started with so that it tells the experts."""
-    return {"enable_prefix_caching": False, "async_scheduling": False} if cpu else {"enable_return_routed_experts": True}
+    if cpu:
+        return {"enable_prefix_caching": False, "async_scheduling": False}
+    if importlib.util.find_spec("vllm.config.aux_output"):  # 0.31: its older model runner does not tell them
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+    return {"enable_return_routed_experts": True}
 
 
 def keep_plain() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl import frames
+from rl import adapters, frames
 from rl.batch import Counts, pack
+from rl.config import Lora
 from rl.learn import Learner, accelerator
 from rl.policy import Policy, load_model
 from rl.records import Completion, Group, Row, Sampling
@@ -188,6 +189,24 @@ def test_balance_evens_the_load_over_updates() -> None:
     learner = tiny.learner(tiny.config(learn={"lr": 1e-9, "balance_rate": 0.04}, model={"routing_replay": False}), FAMILY)
     spread = [learner.step(GROUPS, [[1.0, -1.0], [1.0, 0.0, -1.0]], 16)["load_violation"] for _ in range(25)]
     assert sum(spread[-10:]) / 10 < 0.75 * spread[0]
+
+
+def test_an_adapter_on_a_mixture_trains_its_attention(sampler: TransformersSampler, tmp_path) -> None:
+    settings = tiny.config(model={"lora": Lora(rank=4)}, learn={"lr": 1e-2, "balance_rate": 0.01}, algorithm={"kl": 0.01})
+    model = load_model(tiny.path(FAMILY), dtype=torch.float32)
+    adapters.attach(model, settings.model.lora, tiny.path(FAMILY))
+    assert {n.split(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if "lora_" in n} == {
+        "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+    }  # fmt: skip
+    learner = Learner(settings, Policy(model), None, accelerator(settings, tmp_path))
+    sync(learner.policy, sampler, 0, PROMPTS, 1e-4, CPU)
+    for update in (1, 2):
+        made = rollout(sampler, PROMPTS, Sampling(n=4, max_tokens=10, seed=update, experts=True))
+        numbers = learner.step(made, [[1.0, -1.0, 0.5, -0.5]] * 2, 10)
+        sync(learner.policy, sampler, update, PROMPTS, 1e-4, CPU)
+    assert numbers["kl"] > 0
+    with pytest.raises(ValueError, match="mixture of experts"):
+        adapters.attach(load_model(tiny.path(FAMILY), dtype=torch.float32), Lora(rank=4, targets=("up_proj",)), "")
 
 
 def test_replay_off_forgets_the_experts() -> None:
