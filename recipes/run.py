@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _main(args)
     except ValueError as error:
         return _say_why(2, error)
+    except (Stopped, SyncError, RewardFailed, FloatingPointError, ConnectionError) as error:
+        return _say_why(1, f"stopped: {error}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _say_why(2, f"the disk is full ({error.filename or 'while writing'}): free space, then go on with --resume")
         return _say_why(2, error)
-    except (Stopped, SyncError, RewardFailed, FloatingPointError) as error:
-        return _say_why(1, f"stopped: {error}")
     except stop.Ended as ended:
         return _say_why(128 + ended.number, f"ended by {signal.Signals(ended.number).name} before there was anything to save")
     except KeyboardInterrupt:
