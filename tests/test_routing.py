@@ -131,6 +131,13 @@ def test_load_does_not_depend_on_packing(row_tokens: int) -> None:
     assert total.equal(by_hand)
 
 
+def test_masked_samples_are_no_load() -> None:
+    groups, of = told(GROUPS[:1]), policy()
+    (row,) = pack(groups, [[None, 1.0]], loss="dapo", counts=Counts(1, 1), max_tokens=1, row_tokens=64).rows
+    of(row, 1.0)
+    assert of.routing.load(row).sum(1).tolist() == [2 * groups[0].completions[1].tokens] * 2  # of two layers
+
+
 def test_the_sampler_tells_where_its_tokens_went(sampler: TransformersSampler) -> None:
     of = policy()
     sync(of, sampler, 0, PROMPTS, 1e-4, CPU)
