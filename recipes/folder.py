@@ -15,12 +15,14 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes import result
-from recipes.street import Task
 from rl import config as configs
 from rl.config import Config
+
+if TYPE_CHECKING:
+    from recipes.street import Task
 
 LOCK, CONFIG, INPUTS = "lock", "config.json", "inputs.json"
 WHERE = ("rollout.placement:", "rollout.workers:", "rollout.min_workers:", "rollout.devices:")  # a cluster gives what it has

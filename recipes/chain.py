@@ -1,0 +1,308 @@
+"""Stages in order, each a command of this repository: `python -m recipes.chain recipes/r1_nano.toml [out=FOLDER] [--again STAGE] [--list]`.
+
+A ladder is one TOML file:
+
+    name = "r1_nano"
+    [[stage]]
+    name = "cold_start"                       # its folder is OUT/cold_start, {here} in its own args, {cold_start} in later ones
+    run = "recipes.sft"                       # the module: python -m recipes.sft ARGS
+    args = ["recipes/sft_nano.toml", "data.train=[{picked}/kept.jsonl]", "run.out={here}"]
+    outputs = ["final"]                       # what later stages may read, relative to its folder
+    metrics = "result.json"                   # optional: copied into the manifest
+    resume = "--resume"                       # optional: added where {here}/config.json is there, a run that was ended before
+
+OUT/manifest.json has of each finished stage its command, inputs and outputs with their SHA-256, metrics, minutes, commit. A stage is done
+when that entry is there and everything it names still has its hash; what is done is not run again. Inputs are what its args name: files
+and folders of the repository, outputs of earlier stages. A stage whose inputs or command have changed since is refused (its folder holds
+something else): `--again STAGE` puts its folder aside and those of the stages that read from it.
+
+Killed at any moment, the same command goes on: the manifest is replaced whole, a stage's child ends with this process, and a stage that
+was under way goes on from its own checkpoints (`resume`), or begins again (its command then must begin by itself in a folder that is
+there). Exit code 0: all is done. Else that of the stage that failed, or 2 and one line for input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from eval.provenance import commit
+from recipes.folder import claimed
+from recipes.result import write_json
+from rl.config_tree import build
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"\{(\w+)\}")
+_PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    run: str
+    args: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    metrics: str = ""
+    resume: str = ""
+    title: str = ""  # for the report: what this rung is
+    model: str = ""  # for the report: the rung that the evaluation of this stage judges
+
+
+@dataclass(frozen=True)
+class Ladder:
+    name: str
+    stage: tuple[Stage, ...] = ()
+    out: str = ""  # empty: runs/NAME
+
+
+class StageFailed(RuntimeError):
+    """A stage's command gave up. `code` is its exit code."""
+
+    def __init__(self, name: str, code: int, log: Path) -> None:
+        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        super().__init__(f"stage {name} failed ({ended}); what it said: {log}. Mend it, then the same command goes on")
+        self.code = code if code > 0 else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m recipes.chain", description="Run a ladder of stages.")
+    parser.add_argument("ladder", help="a TOML file, e.g. recipes/r1_nano.toml")
+    parser.add_argument("overrides", nargs="*", help="out=FOLDER")
+    parser.add_argument(
+        "--again", metavar="STAGE", default="", help="put aside what this stage, and those that read from it, have made"
+    )
+    parser.add_argument("--list", action="store_true", help="what is done and what is to do, and stop")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        ladder = load(args.ladder, args.overrides)
+        out = Path(ladder.out or f"runs/{ladder.name}")
+        if args.list:
+            print("\n".join(f"{'done' if state == '' else state:<12} {s.name}" for s, state in states(ladder, out)))
+            return 0
+        signal.signal(
+            signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+        )  # through `finally`, so that a stage can save
+        with claimed(out):
+            climb(ladder, out, args.again)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    except StageFailed as failed:
+        print(f"error: {failed}", file=sys.stderr, flush=True)
+        return failed.code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Ladder:
+    """Read a ladder. Raises ValueError in one line: unreadable, unknown keys, a name twice, an arg that names no earlier stage."""
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"ladder {path}: cannot be read: {error}") from None
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key != "out" or not value:
+            raise ValueError(f"override {text!r}: a ladder takes out=FOLDER; settings of a stage stand in its args in {path}")
+        tree["out"] = value
+    ladder: Ladder = build(Ladder, tree, "")
+    known: set[str] = set()
+    for stage in ladder.stage:
+        if not re.fullmatch(r"\w+", stage.name) or stage.name in (*known, "here", "out"):
+            raise ValueError(
+                f"ladder {path}: stage {stage.name!r}: a name of its own, of letters, digits and _, not here or out"
+            )
+        for name in (n for arg in stage.args for n in _NAME.findall(arg)):
+            if name not in (*known, "here"):
+                raise ValueError(f"ladder {path}: stage {stage.name} reads from {{{name}}}, which is no stage before it")
+            if name != "here" and not any(f"{{{name}}}/" in arg for arg in stage.args):
+                raise ValueError(
+                    f"ladder {path}: stage {stage.name} reads all of {{{name}}}: say which of its outputs, {{{name}}}/..."
+                )
+        known.add(stage.name)
+    if not ladder.stage:
+        raise ValueError(f"ladder {path}: no [[stage]]")
+    return ladder
+
+
+def climb(ladder: Ladder, out: Path, again: str = "") -> dict[str, Any]:
+    """Run what is not done yet, in order; returns the manifest. Raises StageFailed, ValueError."""
+    if again:
+        put_aside(ladder, out, again)
+    for stage in ladder.stage:
+        why = state_of(stage, out)
+        if why:
+            run_stage(stage, out)
+        print(f"{'done' if why else 'found':<6} {stage.name}", flush=True)
+    print(f"manifest {out / MANIFEST}", flush=True)
+    return read(out)
+
+
+def states(ladder: Ladder, out: Path) -> Iterator[tuple[Stage, str]]:
+    """Each stage with why it must run, "" where it is done; what comes after an undone one it reads from is undone too."""
+    undone: set[str] = set()
+    for stage in ladder.stage:
+        why = "waits" if sources(stage) & undone else state_of(stage, out)
+        if why:
+            undone.add(stage.name)
+        yield stage, why
+
+
+def state_of(stage: Stage, out: Path) -> str:
+    """Why the stage must run: "" (it is done), "missing". Raises ValueError where its folder was made from something else."""
+    entry = read(out)["stages"].get(stage.name)
+    if entry is None:
+        return "missing"
+    now = inputs(stage, out)
+    changed = [p for p in {*now, *entry["inputs"]} if now.get(p) != entry["inputs"].get(p)]
+    if entry["args"] != list(stage.args) or entry["run"] != stage.run:
+        changed.append("its command")
+    if changed:
+        raise ValueError(
+            f"stage {stage.name} was made from something else ({', '.join(sorted(changed)[:3])} changed since): --again {stage.name} "
+            "puts it aside and makes it anew; or choose another folder with out="
+        )
+    return "" if entry["outputs"] == hashes(outputs(stage, out)) else "missing"
+
+
+def run_stage(stage: Stage, out: Path) -> None:
+    """The command as a child process, then its entry in the manifest. Raises StageFailed, ValueError for outputs it did not make."""
+    here, read_from = out / stage.name, inputs(stage, out)
+    command = [sys.executable, "-m", stage.run, *(filled(arg, stage, out) for arg in stage.args)]
+    if stage.resume and (here / "config.json").exists():
+        command.append(stage.resume)
+    print(f"\n=== {stage.name}: {' '.join(command[1:])}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    log, clock, begun = out / f"{stage.name}.log", out / f".{stage.name}.seconds", time.time()
+    earlier = float(clock.read_text() or 0.0) if clock.exists() else 0.0  # of goes that were ended
+    with log.open("ab") as file:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_ends_with_parent)
+        assert child.stdout is not None
+        try:
+            for line in iter(child.stdout.readline, b""):
+                file.write(line)
+                file.flush()
+                clock.write_text(f"{earlier + time.time() - begun:.1f}")
+                sys.stdout.write(line.decode(errors="replace"))
+                sys.stdout.flush()
+            code = child.wait()
+        except BaseException as ended:
+            if not isinstance(ended, KeyboardInterrupt):  # which has reached the child too
+                child.terminate()
+            child.communicate()  # it saves
+            raise
+    if code:
+        raise StageFailed(stage.name, code, log)
+    made = hashes(outputs(stage, out))
+    if absent := [path for path, found in made.items() if found is None]:
+        raise StageFailed(f"{stage.name} (it did not make {', '.join(absent)})", 1, log)
+    tree = read(out)
+    tree["stages"][stage.name] = {
+        "run": stage.run, "args": list(stage.args), "inputs": read_from, "outputs": made, "minutes": (earlier + time.time() - begun) / 60,
+        "metrics": json.loads((here / stage.metrics).read_text(encoding="utf-8")) if stage.metrics else {}, "commit": commit(),
+    }  # fmt: skip
+    write_json(out / MANIFEST, tree)
+    clock.unlink(missing_ok=True)
+
+
+def put_aside(ladder: Ladder, out: Path, again: str) -> None:
+    """Rename the folders of `again` and of all that read from it, directly or not, and forget them."""
+    if again not in [s.name for s in ladder.stage]:
+        raise ValueError(f"--again {again}: no such stage; there are {', '.join(s.name for s in ladder.stage)}")
+    tree, stale = read(out), {again}
+    for stage in ladder.stage:
+        if sources(stage) & stale:
+            stale.add(stage.name)
+    for name in stale:
+        tree["stages"].pop(name, None)
+    write_json(out / MANIFEST, tree)  # first: an entry without its folder would be wrong, a folder without its entry is not
+    for name in sorted(stale):
+        if (out / name).exists():
+            n = next(n for n in range(1, 10_000) if not (out / f"{name}.before-{n}").exists())
+            (out / name).rename(out / f"{name}.before-{n}")
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The manifest; an empty one where there is none. Raises ValueError for one that is none."""
+    try:
+        tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"stages": {}}
+    except ValueError as error:
+        raise ValueError(f"{out / MANIFEST} is no manifest ({error}): restore it, or choose another folder with out=") from None
+    return tree
+
+
+def filled(arg: str, stage: Stage, out: Path) -> str:
+    """`arg` with the folders of the stages it names.
+
+    >>> filled("run.out={here}", Stage("sft", "recipes.sft"), Path("runs/r1"))
+    'run.out=runs/r1/sft'
+    """
+    return _NAME.sub(lambda m: str(out / (stage.name if m[1] == "here" else m[1])), arg)
+
+
+def sources(stage: Stage) -> set[str]:
+    """The stages that it reads from."""
+    return {name for arg in stage.args for name in _NAME.findall(arg)} - {"here"}
+
+
+def inputs(stage: Stage, out: Path) -> dict[str, str | None]:
+    """SHA-256 of every file and folder that the args name and the stage does not make itself, by its name in the args."""
+    found: dict[str, str | None] = {}
+    for name in (n for arg in stage.args if "{here}" not in arg for n in _PATH.findall(arg)):
+        path = Path(filled(name, stage, out))
+        if _NAME.search(name) or (ROOT / path).exists():
+            found[name] = hash_of(path if path.exists() else ROOT / path)
+    return found
+
+
+def outputs(stage: Stage, out: Path) -> dict[str, Path]:
+    return {name: out / stage.name / name for name in stage.outputs}
+
+
+def hashes(paths: Mapping[str, Path]) -> dict[str, str | None]:
+    return {name: hash_of(path) for name, path in paths.items()}
+
+
+def hash_of(path: Path) -> str | None:
+    """SHA-256 of a file, or of a folder's files and their names; None where there is neither."""
+    if path.is_file():
+        stat = path.stat()
+        return _hash(path, stat.st_size, stat.st_mtime_ns)
+    if not path.is_dir():
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    lines = [f"{p.relative_to(path)} {hash_of(p)}\n" for p in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@cache
+def _hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ends_with_parent() -> None:
+    """In the child, before its program: SIGKILL when the chain ends, however it ends; what it saved is whole at any moment."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The chain of stages: what is done is not run again, killed at any moment it comes to the same end, what has changed is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes import chain
+
+LADDER = """
+name = "tiny"
+[[stage]]
+name = "first"
+run = "tests.chain_stage"
+args = ["{{here}}", "{steps}", "{pause}", "{given}"]
+outputs = ["final", "result.json"]
+metrics = "result.json"
+[[stage]]
+name = "second"
+run = "tests.chain_stage"
+args = ["{{here}}", "{steps}", "{pause}", "{{first}}/final/sum"]
+outputs = ["final"]
+[[stage]]
+name = "third"
+run = "tests.chain_stage"
+args = ["{{here}}", "3", "0", "{{first}}/final/sum", "{{second}}/final/sum"]
+outputs = ["final/sum"]
+"""
+
+
+def write(folder: Path, steps: object = 3, pause: float = 0.0, text: str = LADDER) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    given = folder / "given"
+    if not given.exists():
+        given.write_text("5")
+    path = folder / "ladder.toml"
+    path.write_text(text.format(steps=steps, pause=pause, given=given))
+    return path
+
+
+def climb(ladder: Path, out: Path, *more: str) -> int:
+    return chain.main([str(ladder), f"out={out}", *more])
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    return json.loads((out / chain.MANIFEST).read_text())["stages"]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Which stages ran in the last climb."""
+    return [line.split()[1].rstrip(":") for line in capsys.readouterr().out.splitlines() if line.startswith("===")]
+
+
+def test_stages_in_order_with_hashes_and_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ladder, out = write(tmp_path), tmp_path / "out"
+    assert climb(ladder, out) == 0
+    assert said(capsys) == ["first", "second", "third"]
+    assert (out / "third" / "final" / "sum").read_text() == "22"  # 3 + (5 + 3) + (5 + 3 + 3)
+    made = manifest(out)
+    assert made["first"]["metrics"] == {"steps": 3}
+    assert made["second"]["inputs"] == {"{first}/final/sum": chain.hash_of(out / "first/final/sum")}
+    assert made["first"]["inputs"] == {str(tmp_path / "given"): chain.hash_of(tmp_path / "given")}
+    assert made["third"]["outputs"] == {"final/sum": chain.hash_of(out / "third/final/sum")}
+    assert climb(ladder, out) == 0
+    assert said(capsys) == []
+
+
+def test_killed_twice_it_comes_to_the_same_end(tmp_path: Path) -> None:
+    """kill -9 of the chain alone in its first and in its second stage: the stage's process ends with it, and nothing is done twice."""
+    quick, slow, out = write(tmp_path / "quick", 25), write(tmp_path / "slow", 25, pause=0.1), tmp_path / "killed"
+    assert climb(quick, tmp_path / "whole") == 0
+    for stage in ("first", "second"):
+        command = [sys.executable, "-m", "recipes.chain", str(slow), f"out={out}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(chain.ROOT)})
+        steps, deadline = out / stage / "steps", time.monotonic() + 120
+        while not steps.exists() or len(steps.read_text().splitlines()) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # the child is gone: it counts no further
+        at = len(steps.read_text().splitlines())
+        time.sleep(0.5)
+        assert at == len(steps.read_text().splitlines()) < 25
+        assert set(manifest(out) if (out / chain.MANIFEST).exists() else {}) == ({"first"} if stage == "second" else set())
+    assert climb(slow, out) == 0
+    for name, entry in manifest(tmp_path / "whole").items():
+        assert manifest(out)[name]["outputs"] == entry["outputs"], name
+    assert (out / "first" / "steps").read_text() == (tmp_path / "whole" / "first" / "steps").read_text()  # no step twice
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ladder, out = write(tmp_path), tmp_path / "out"
+    assert climb(ladder, out) == 0
+    capsys.readouterr()
+    (out / "second" / "final" / "sum").unlink()
+    assert climb(ladder, out, "--list") == 0
+    assert capsys.readouterr().out.split() == ["done", "first", "missing", "second", "waits", "third"]
+    assert climb(ladder, out) == 0
+    assert said(capsys) == ["second"]  # made again as it was, so the third still fits
+
+
+def test_what_has_changed_is_refused_until_it_is_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ladder, out = write(tmp_path), tmp_path / "out"
+    assert climb(ladder, out) == 0
+    (tmp_path / "given").write_text("6")
+    assert climb(ladder, out) == 2
+    told = capsys.readouterr().err
+    assert "stage first was made from something else" in told
+    assert "--again first" in told
+    assert climb(ladder, out, "--again", "first") == 0
+    assert said(capsys) == ["first", "second", "third"]
+    assert (out / "third" / "final" / "sum").read_text() == "24"
+    assert (out / "third.before-1" / "final" / "sum").read_text() == "22"
+    write(tmp_path, steps=4)
+    assert climb(ladder, out) == 2
+    assert "its command" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_stops_the_chain_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert climb(write(tmp_path, steps="many"), out) == 2
+    assert f"stage first failed (exit code 2); what it said: {out / 'first.log'}" in capsys.readouterr().err
+    assert "steps must be a number" in (out / "first.log").read_text()
+    text = LADDER.replace('"final/sum"]\n', '"final/product"]\n')
+    assert climb(write(tmp_path, text=text), out) == 1
+    assert "did not make final/product" in capsys.readouterr().err
+
+
+def test_one_chain_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with chain.claimed(tmp_path / "out"):
+        code = subprocess.run(
+            [sys.executable, "-m", "recipes.chain", str(write(tmp_path)), f"out={tmp_path / 'out'}"],
+            env={**os.environ, "PYTHONPATH": str(chain.ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+    assert code.returncode == 2
+    assert "is in use by" in code.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("{{second}}/final/sum", "{{fourth}}/final/sum", "no stage before it"),
+        ("{{second}}/final/sum", "{{second}}", "say which of its outputs"),
+        ('name = "second"', 'name = "first"', "a name of its own"),
+        ("outputs = [", "output = [", "unknown key"),
+    ],
+)
+def test_a_ladder_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        chain.load(write(tmp_path, text=LADDER.replace(old, new)))
