@@ -30,7 +30,7 @@ def ids() -> list[tuple[int, ...]]:
     return [p.ids for p in prompts()]
 
 
-def shape(sampler: Sampler) -> None:
+def shape(sampler: Sampler) -> int:
     """n completions a prompt in order; the end-of-sequence token is the last of those that stopped and nowhere else."""
     made = sampler.generate(ids(), Sampling(n=12, max_tokens=24, seed=1))
     assert [len(completions) for completions in made] == [12] * len(ids())
@@ -46,9 +46,10 @@ def shape(sampler: Sampler) -> None:
     assert {c.finish for c in flat} == {"stop", "length"}
     assert len({c.ids[-1] for c in flat if c.finish == "stop"}) > 2  # each of the generation config's ends counts
     assert len({c.ids for c in flat}) > 60
+    return len(flat)
 
 
-def seeds(sampler: Sampler) -> None:
+def seeds(sampler: Sampler) -> int:
     """The same seed repeats every completion, another one does not, and greedy does not depend on it."""
 
     def draw(seed: int, temperature: float = 1.0):
@@ -60,9 +61,10 @@ def seeds(sampler: Sampler) -> None:
     greedy = draw(1, 0.0)
     assert [[c.ids for c in made] for made in draw(2, 0.0)] == [[c.ids for c in made] for made in greedy]
     assert all(len({c.ids for c in made}) == 1 for made in greedy)
+    return _count(first) + _count(greedy)
 
 
-def finished(sampler: Sampler) -> None:
+def finished(sampler: Sampler) -> int:
     """`done` hears of every prompt once, with the completions that are returned, and listening changes none of them."""
     heard: dict[int, list[Completion]] = {}
 
@@ -74,9 +76,10 @@ def finished(sampler: Sampler) -> None:
     made = sampler.generate(ids(), sampling, done)
     assert [heard[i] for i in range(len(ids()))] == made
     assert sampler.generate(ids(), sampling) == made
+    return _count(made)
 
 
-def distribution(sampler: Sampler) -> None:
+def distribution(sampler: Sampler) -> int:
     """First tokens come as often as the plain model's softmax at this temperature says: nothing is cut off or bent.
 
     Pearson's statistic over the ten likeliest tokens and the rest, 2,000 draws: at 10 degrees of freedom 40 has p = 1.7e-5.
@@ -91,17 +94,19 @@ def distribution(sampler: Sampler) -> None:
     cells.append((n - sum(s for s, _ in cells), n - sum(e for _, e in cells)))
     assert sum((s - e) ** 2 / e for s, e in cells) < 40
     assert len(seen) > 100
+    return n
 
 
-def greedy_is_arg_max(sampler: Sampler) -> None:
-    model = tiny.plain()
-    for prompt, (c,) in zip(ids(), sampler.generate(ids(), Sampling(n=1, max_tokens=6, temperature=0.0)), strict=True):
+def greedy_is_arg_max(sampler: Sampler) -> int:
+    model, made = tiny.plain(), sampler.generate(ids(), Sampling(n=1, max_tokens=6, temperature=0.0))
+    for prompt, (c,) in zip(ids(), made, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([prompt + c.ids])).logits[0, len(prompt) - 1 : -1]
         assert logits.argmax(-1).tolist() == list(c.ids)
+    return _count(made)
 
 
-def truncated(sampler: Sampler) -> None:
+def truncated(sampler: Sampler) -> int:
     """Under top-k and top-p the log-probs are those of the cut, renormalised distribution, and the learner's are the same.
 
     Plain calculation: the k likeliest tokens; of these, renormalised, the fewest that hold the mass p. Tokens whose mass reaches p within
@@ -126,6 +131,12 @@ def truncated(sampler: Sampler) -> None:
         assert _unlike(policy, made, sampling) <= edges < 5
     greedy = Sampling(n=1, max_tokens=6, temperature=0.0)
     assert sampler.generate(ids(), replace(greedy, top_p=0.5, top_k=2)) == sampler.generate(ids(), greedy)
+    return _count(made)
+
+
+def _count(made: Sequence[Sequence[Completion]]) -> int:
+    """How many completions a law has looked at."""
+    return sum(len(completions) for completions in made)
 
 
 def _cut(logits_V: torch.Tensor, token: int, top_p: float, top_k: int) -> tuple[float, bool]:

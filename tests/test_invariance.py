@@ -90,9 +90,9 @@ def whole(groups):
     return get
 
 
-def same(found, expected):
-    for ours, theirs in zip(found, expected, strict=True):
-        assert tiny.distance(ours, theirs) < BOUND
+def apart(found, expected):
+    """The largest distance of two runs' gradients, update by update."""
+    return max(tiny.distance(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 every = pytest.mark.parametrize(("loss", "overlong"), [(loss, o) for loss in LOSSES for o in ("keep", "mask")])
@@ -101,7 +101,7 @@ every = pytest.mark.parametrize(("loss", "overlong"), [(loss, o) for loss in LOS
 @every
 def test_accumulation_split(groups, whole, loss, overlong):
     for row_tokens in (1, 23, 48):
-        same(taken(settings(loss, overlong, row_tokens), groups), whole(loss, overlong))
+        assert apart(taken(settings(loss, overlong, row_tokens), groups), whole(loss, overlong)) < BOUND
 
 
 @every
@@ -116,7 +116,7 @@ def test_order_of_groups_and_within_groups(groups, whole, loss, overlong):
         advantages.append([adv_G[i] for i in order])
     assert [g.prompt.id for g in shuffled] != [g.prompt.id for g in groups]
     for row_tokens in (48, 4096):
-        same(taken(settings(loss, overlong, row_tokens), shuffled, advantages), whole(loss, overlong))
+        assert apart(taken(settings(loss, overlong, row_tokens), shuffled, advantages), whole(loss, overlong)) < BOUND
 
 
 @every
@@ -148,7 +148,7 @@ def test_packing_against_padding(groups, whole, loss, overlong):
             )
             loss_sum.backward()
         found.append({f"model.{n}": g for n, g in tiny.gradients(model).items()})
-    same(found, whole(loss, overlong))
+    assert apart(found, whole(loss, overlong)) < BOUND
 
 
 @every
@@ -169,12 +169,12 @@ def test_a_masked_sample_changes_nothing_whatever_it_holds(groups, whole, loss):
     keep = [[i for i, a in enumerate(adv_G) if a is not None and i != 1] for adv_G in ADVANTAGES]
     left = [replace(g, completions=tuple(g.completions[i] for i in k)) for g, k in zip(groups, keep, strict=True)]
     advantages = [[adv_G[i] for i in k] for adv_G, k in zip(ADVANTAGES, keep, strict=True)]
-    same(taken(settings(loss, "mask"), left, advantages), whole(loss, "mask"))
+    assert apart(taken(settings(loss, "mask"), left, advantages), whole(loss, "mask")) < BOUND
     wild = []
     for g in groups:
         bad = replace(g.completions[1], ids=(77,) * 5, logprobs=(float("nan"),) * 5)
         wild.append(replace(g, completions=(g.completions[0], bad, *g.completions[2:])))
-    same(taken(settings(loss, "mask"), wild), whole(loss, "mask"))
+    assert apart(taken(settings(loss, "mask"), wild), whole(loss, "mask")) < BOUND
 
 
 def test_the_losses_and_masks_are_not_all_the_same_gradient(whole):
@@ -187,9 +187,12 @@ def test_the_losses_and_masks_are_not_all_the_same_gradient(whole):
 
 def test_gradient_checkpointing(groups, whole):
     config = settings("grpo", "keep")
-    same(taken(replace(config, model=replace(config.model, gradient_checkpointing=True)), groups), whole("grpo", "keep"))
+    assert (
+        apart(taken(replace(config, model=replace(config.model, gradient_checkpointing=True)), groups), whole("grpo", "keep"))
+        < BOUND
+    )
 
 
 def test_chunked_head(groups, whole, monkeypatch):
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 7 * tiny.VOCABULARY)
-    same(taken(settings("grpo", "keep"), groups), whole("grpo", "keep"))
+    assert apart(taken(settings("grpo", "keep"), groups), whole("grpo", "keep")) < BOUND
