@@ -48,9 +48,13 @@ def share(text: str, language: str = "en") -> float:
     >>> share("The sum is 5, \\u6240\\u4ee5 yes.", "en")
     0.6666666666666666
     """
-    scripts = _WORD.finditer(_NO_LANGUAGE.sub(" ", text))
-    found = [match.lastgroup in LANGUAGES[language] for match in scripts]
+    found = [script in LANGUAGES[language] for script in scripts(text)]
     return sum(found) / len(found) if found else 1.0
+
+
+def scripts(text: str) -> list[str]:
+    """The script of each word, formulas, code and tags left out: "latin", "han", ..."""
+    return [str(match.lastgroup) for match in _WORD.finditer(_NO_LANGUAGE.sub(" ", text))]
 
 
 def language(target: str = "en") -> Reward:

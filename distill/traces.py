@@ -1,0 +1,92 @@
+"""One trace: a question, what a teacher wrote for it, and where that came from. JSON lines in files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A teacher's answer as text; a student has a tokenizer of its own.
+
+    >>> t = Trace("gsm8k/train/7#0", "gsm8k/train/7", "2+2?", " <think> 2 and 2 </think> <answer>4</answer>", gold="4")
+    >>> t.think, t.answer
+    ('2 and 2', '<answer>4</answer>')
+    """
+
+    id: str  # of the trace
+    problem: str  # id of its question; all traces of one question have the same
+    question: str
+    text: str  # the whole completion, reasoning in <think> tags, as the student shall write it
+    gold: str = ""  # "": there is nothing to verify it against
+    kind: str = "math"  # "math", "code", "general"
+    finish: str = "stop"  # as rl.records.Completion has it
+    tokens: int = 0  # of the teacher's tokenizer; 0: not known
+    source: str = ""  # the teacher, or the file
+    system: str = ""  # a system message of its own
+    columns: Mapping[str, Any] = field(default_factory=dict)  # what else the question's row has (language, tests, steps, ...)
+
+    @property
+    def think(self) -> str:
+        """The reasoning; "" where its tags are not both there."""
+        _, opened, rest = self.text.partition(OPEN)
+        inside, closed, _ = rest.partition(CLOSE)
+        return inside.strip() if opened and closed else ""
+
+    @property
+    def answer(self) -> str:
+        """What stands behind the reasoning."""
+        return self.text.rpartition(CLOSE)[2].strip()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The question's row, as rewards want it."""
+        return {**self.columns, "id": self.problem, "question": self.question, "gold": self.gold, "kind": self.kind}
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish != "stop"
+
+
+NAMES = frozenset(f.name for f in fields(Trace))
+
+
+def to_json(trace: Trace) -> str:
+    return json.dumps(asdict(trace), ensure_ascii=False)
+
+
+def from_json(line: str) -> Trace:
+    """The inverse of `to_json`. Raises ValueError."""
+    tree = json.loads(line)
+    if not isinstance(tree, dict) or not set(tree) <= NAMES or not {"id", "problem", "question", "text"} <= set(tree):
+        raise ValueError(f"no trace: {line[:80]!r}")
+    return Trace(**tree)
+
+
+def write(path: Path, lines: Iterable[str]) -> None:
+    """Lines into a file that is whole, on disk and under its name when this returns, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read(path: Path) -> Iterator[Trace]:
+    """The traces of a file that `write` made. Raises ValueError with the line."""
+    with path.open(encoding="utf-8") as lines:
+        for n, line in enumerate(lines, 1):
+            try:
+                yield from_json(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {n}: {error}") from None
