@@ -1,7 +1,9 @@
 """A tiny base of DeepSeek-V3's architecture from the dense one: `python -m recipes.nano.upcycle --out DIR`. Minutes on a CPU.
 
 Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055), and grouped-query attention turned into latent attention. What becomes of what:
-1. A layer's MLP becomes its shared experts (DeepSeek-V3's are one wider MLP), exactly; routed experts begin near zero beside them.
+1. A layer's MLP is cut. Its first neurons become the shared experts (DeepSeek-V3's are one wider MLP); the rest, two experts wide, is
+   dealt out to the routed ones, each half to every other expert with some noise, twice as strong: a token that goes to one of either
+   kind, half by half, finds the whole MLP again. Which tokens go where is learned.
 2. Keys go into the rotary part, which all heads share as they shared the one key head; values are the latent. Qwen3 normalises queries and
    keys, latent attention the query's and the value's latent: where they differ, a norm becomes its mean, measured on documents.
 3. The part of queries and keys without positions is new and begins at zero.
@@ -29,6 +31,7 @@ from rl.policy import ROOT, load_tokenizer
 DENSE = ROOT / "recipes/nano/base"
 NOPE = 32  # width of a query's and a key's part without positions
 CALIBRATION = 64  # documents
+NOISE = 0.1  # of a weight, so that copies of one half can part
 
 
 def build(dense: Any, number: int, width: int, first: int) -> Any:
@@ -47,7 +50,7 @@ def build(dense: Any, number: int, width: int, first: int) -> Any:
     config = DeepseekV3Config(
         **{name: getattr(c, name) for name in (*same, "rms_norm_eps", "rope_parameters", "eos_token_id", "pad_token_id")},
         bos_token_id=None, num_key_value_heads=c.num_attention_heads, moe_intermediate_size=width, n_routed_experts=number,
-        n_shared_experts=c.intermediate_size // width, num_experts_per_tok=2, n_group=1, topk_group=1, routed_scaling_factor=1.0,
+        n_shared_experts=c.intermediate_size // width - 2, num_experts_per_tok=2, n_group=1, topk_group=1, routed_scaling_factor=1.0,
         first_k_dense_replace=first, kv_lora_rank=c.head_dim, q_lora_rank=c.num_attention_heads * c.head_dim, qk_nope_head_dim=NOPE,
         qk_rope_head_dim=c.head_dim, v_head_dim=c.head_dim, num_mtp_layers=0,
         topk_method="noaux_tc", scoring_func="sigmoid",  # vLLM reads these two, as the published config has them
@@ -65,10 +68,24 @@ def upcycle(dense: Any, model: Any, encoded: Encoded) -> None:
     for i, (old, new) in enumerate(zip(dense.model.layers, model.model.layers, strict=True)):
         new.input_layernorm.weight.copy_(old.input_layernorm.weight)
         new.post_attention_layernorm.weight.copy_(old.post_attention_layernorm.weight)
-        mlp = getattr(new.mlp, "shared_experts", new.mlp)
-        for part in ("gate_proj", "up_proj", "down_proj"):
-            getattr(mlp, part).weight.copy_(getattr(old.mlp, part).weight)
+        feed_forward(old.mlp.gate_proj.weight, old.mlp.up_proj.weight, old.mlp.down_proj.weight, new.mlp)
         attention(old.self_attn, new.self_attn, {part: size[f"{i}.{part}"] for part in ("q_proj", "k_proj", "v_proj")})
+
+
+def feed_forward(gate: Tensor, up: Tensor, down: Tensor, new: Any) -> None:
+    """An MLP's matrices [I, H], [I, H], [H, I] -> the same MLP, or shared and routed experts."""
+    mlp, routed = getattr(new, "shared_experts", new), getattr(new, "experts", None)
+    kept = len(mlp.gate_proj.weight)
+    mlp.gate_proj.weight.copy_(gate[:kept])
+    mlp.up_proj.weight.copy_(up[:kept])
+    mlp.down_proj.weight.copy_(down[:, :kept])
+    if routed is None:
+        return
+    halves = zip(gate[kept:].chunk(2), up[kept:].chunk(2), down[:, kept:].chunk(2, 1), strict=True)
+    dealt = [(torch.cat([g, u]), 2 * d) for g, u, d in halves]
+    for expert in range(routed.num_experts):
+        for matrix, source in zip((routed.gate_up_proj[expert], routed.down_proj[expert]), dealt[expert % 2], strict=True):
+            matrix.copy_(source * (1 + NOISE * torch.randn_like(source)))
 
 
 def attention(old: Any, new: Any, size: dict[str, Tensor]) -> None:
@@ -149,7 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m recipes.nano.upcycle", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--documents", type=int, default=8_000)
     parser.add_argument("--experts", type=int, default=8, help="routed experts of a layer")
     parser.add_argument("--width", type=int, default=64, help="of an expert")
     parser.add_argument("--first", type=int, default=2, help="the first layer with experts")
