@@ -4,6 +4,7 @@ A sample is the prompt's ids (rl/prompts.py, as a sampler would be asked) and th
 on the latter alone. An update learns from exactly `batch` samples in the order of rl.data.Order (epoch after epoch, each a permutation of
 its own, no remainder dropped); they are packed into the same number of rows in every update, a multiple of the ranks, longest first into
 the emptiest row. So an update is one optimiser step over a fixed number of rows, whatever the lengths, and on however many ranks.
+What all prompts begin with (the template) stands once in a row and every sample attends to it: the same loss for less work.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Samples:
     ids: np.ndarray  # int32
     starts: np.ndarray  # int64, one more than samples
     prompts: np.ndarray  # int32
+    shared: int = (
+        0  # tokens with which all prompts begin, at least one less than the shortest prompt: these stand once in a row
+    )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -68,7 +72,17 @@ def encode(traces: Sequence[Trace], tokenizer: Any, template: str, context: int,
         prompts.append(len(asked))
     if not flat:
         raise ValueError(f"no trace is left to learn from: all {len(traces)} were dropped ({told(dropped)})")
-    return Samples(np.concatenate(flat), np.cumsum([0, *lengths]), np.array(prompts, np.int32)), dropped
+    shared = _shared([ids[:n] for ids, n in zip(flat, prompts, strict=True)])
+    return Samples(np.concatenate(flat), np.cumsum([0, *lengths]), np.array(prompts, np.int32), shared), dropped
+
+
+def _shared(prompts: Sequence[np.ndarray]) -> int:
+    """The last token of each prompt stays its own: it predicts the trace's first."""
+    first, common = prompts[0], min(map(len, prompts)) - 1
+    for other in prompts:
+        differ = np.flatnonzero(first[:common] != other[:common])
+        common = int(differ[0]) if len(differ) else common
+    return common
 
 
 def told(dropped: Dropped) -> str:
@@ -81,22 +95,23 @@ def updates(samples: int, batch: int, epochs: float) -> int:
     return max(1, -(-round(samples * epochs) // batch))
 
 
-def plan(lengths: np.ndarray, count: int, batch: int, row_tokens: int, ranks: int, seed: int) -> tuple[list[list[int]], int]:
+def plan(samples: Samples, count: int, batch: int, row_tokens: int, ranks: int, seed: int) -> tuple[list[list[int]], int]:
     """(rows, rows of an update): the samples of each row, update after update; rows of an update are consecutive.
 
     Raises ValueError for a sample that is longer than a row. At most `row_tokens` positions a row; every row has a sample.
     """
+    lengths, row_tokens = samples.lengths - samples.shared, row_tokens - samples.shared
     if lengths.max() > row_tokens:
         raise ValueError(f"a sample of {lengths.max()} tokens does not fit into learn.row_tokens = {row_tokens}")
     order = Order(len(lengths), seed)
     taken = [order.take(update * batch, batch) for update in range(count)]
-    most = max(_rows_needed([int(lengths[i]) for i in samples], row_tokens) for samples in taken)
+    most = max(_rows_needed([int(lengths[i]) for i in chosen], row_tokens) for chosen in taken)
     rows = -(-most // ranks) * ranks
     if rows > batch:
         raise ValueError(f"learn.batch = {batch} is less than a row for each of {ranks} ranks: raise it to at least {rows}")
     packed: list[list[int]] = []
-    for samples in taken:
-        packed += _spread(samples, lengths, rows, row_tokens)
+    for chosen in taken:
+        packed += _spread(chosen, lengths, rows, row_tokens)
     return packed, rows
 
 

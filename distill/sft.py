@@ -3,7 +3,8 @@
 What differs from SFTTrainer as it comes:
 1. Rows are made here (rows.py), for it cuts what is over-long and its packing draws batches of varying numbers of samples. An update
    is exactly `learn.batch` traces, the loss the mean over their tokens, all rows and ranks together.
-2. Each trace attends to itself alone through the attention that reinforcement learning uses, on every device and without flash-attn.
+2. Each trace attends to its prompt and itself alone, through the attention that reinforcement learning uses: on every device, without
+   flash-attn, and with what all prompts begin with once a row.
 3. The rate of an update is a function of its number (rl/schedule.py); order of data, too. So --resume on a CPU is exact.
 4. A checkpoint counts as whole once its last file, `whole`, is there; what a kill left half is removed.
 Adapters are peft's (model.lora, model.qlora). Several processes: accelerate, recipes/accelerate/ (DDP, FSDP2).
@@ -40,22 +41,26 @@ CHECKPOINTS, METRICS, WHOLE = "checkpoints", "metrics.jsonl", "whole"
 
 
 class Collator:
-    """The samples of one row -> its tensors, [1, L]; `lengths_S2`: tokens of each sample's prompt, and of the rest."""
+    """The samples of one row -> its tensors, [1, L]: what their prompts have in common, then the rest of each. `spans_S4`: their Spans."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         (row,) = rows
-        ids, positions, labels, lengths = list[int](), list[int](), list[int](), list[tuple[int, int]]()
+        shared = self.samples.shared
+        ids, positions, labels = self.samples.sample(row["samples"][0])[0][:shared], list(range(shared)), [IGNORED] * shared
+        spans = list[tuple[int, int, int, int]]()
         for i in row["samples"]:
             of, prompt = self.samples.sample(i)
-            ids += of
-            positions += range(len(of))
-            labels += [IGNORED] * prompt + of[prompt:]
-            lengths.append((prompt, len(of) - prompt))
+            start = len(ids)
+            ids += of[shared:]
+            positions += range(shared, len(of))
+            labels += [IGNORED] * (prompt - shared) + of[prompt:]
+            # Without anything in common a sample's own prompt is what its trace attends to.
+            spans.append((start, len(ids), 0, shared) if shared else (start + prompt, len(ids), start, start + prompt))
         flat = {"input_ids": ids, "position_ids": positions, "labels": labels}
-        return {name: torch.tensor([values]) for name, values in flat.items()} | {"lengths_S2": torch.tensor(lengths)}
+        return {name: torch.tensor([values]) for name, values in flat.items()} | {"spans_S4": torch.tensor(spans)}
 
 
 class PackedTrainer(SFTTrainer):
@@ -66,11 +71,8 @@ class PackedTrainer(SFTTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(inputs)
-        spans, at = list[Span](), 0
-        for prompt, rest in inputs.pop("lengths_S2").tolist():
-            spans.append(Span(at + prompt, at + prompt + rest, at, at + prompt))
-            at += prompt + rest
-        inputs["packing"] = layout(spans, at, inputs["input_ids"].device)
+        spans = [Span(*span) for span in inputs.pop("spans_S4").tolist()]
+        inputs["packing"] = layout(spans, inputs["input_ids"].shape[1], inputs["input_ids"].device)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+import numpy as np
 import torch
 
 from distill import config as configs
@@ -88,12 +89,13 @@ def run(config: Sft, folder: Path, resume: bool = False) -> int:
     refuse(config, float(samples.lengths.mean()))
     learn = config.learn
     count = rows.updates(len(samples), learn.batch, learn.epochs)
-    packed, each = rows.plan(samples.lengths, count, learn.batch, learn.row_tokens, ranks, config.run.seed)
+    packed, each = rows.plan(samples, count, learn.batch, learn.row_tokens, ranks, config.run.seed)
     print(f"{config.name}: {len(samples):,} of {read:,} traces; dropped: {rows.told(dropped)}", flush=True)
-    positions = int(samples.lengths.sum())
+    positions, shared = int(samples.lengths.sum()), samples.shared
+    used = float(np.mean([shared + sum(samples.lengths[i] - shared for i in row) for row in packed])) / learn.row_tokens
     print(
         f"{positions:,} tokens, {samples.targets:,} of them learned from; {count} updates of {learn.batch} traces in {each} rows, "
-        f"{positions * learn.batch / len(samples) / each / learn.row_tokens:.0%} full", flush=True,
+        f"{used:.0%} full; {shared} tokens of every prompt once a row", flush=True,
     )  # fmt: skip
     from distill import sft  # TRL is imported for this alone
 

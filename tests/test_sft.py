@@ -1,0 +1,220 @@
+"""Supervised fine-tuning: TRL over our packed rows gives the plain padded loss and gradient; resume is exact; final/ loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("trl")
+
+from distill import rows, sft
+from distill.config import Sft, SftData, SftLearn, SftRun
+from distill.traces import Trace, to_json, write
+from recipes import sft as door
+from rl.config import Lora, Model
+from rl.policy import load_model, load_tokenizer
+
+COUNT = 12
+
+
+def traces(count: int = COUNT) -> list[Trace]:
+    """Right traces of unlike lengths."""
+    return [
+        Trace(
+            f"q{i}#0", f"q{i}", f"What is {i} and {i + 1}?" + " Say it." * (i % 3),
+            f" <think> {' and '.join(f'{i} plus {k} is {i + k}' for k in range(1, 2 + i % 4))} </think> <answer>{2 * i + 1}</answer>",
+            gold=str(2 * i + 1),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traces") / "kept.jsonl"
+    write(path, map(to_json, traces()))
+    return path
+
+
+def config(tiny: str, file: Path, out: Path, **learn: Any) -> Sft:
+    settings = {"lr": 1e-3, "epochs": 2.0, "batch": 4, "row_tokens": 700, "warmup": 1, **learn}
+    return Sft(
+        run=SftRun(out=str(out), save_every=2), model=Model(path=tiny), data=SftData(train=(str(file),), context=600),
+        learn=SftLearn(**settings),
+    )  # fmt: skip
+
+
+def made(c: Sft, out: Path) -> tuple[sft.PackedTrainer, rows.Samples, list[list[int]], int]:
+    tokenizer = load_tokenizer(c.model.path)
+    samples, _, _ = door.load_samples(c, tokenizer)
+    count = rows.updates(len(samples), c.learn.batch, c.learn.epochs)
+    packed, each = rows.plan(samples, count, c.learn.batch, c.learn.row_tokens, 1, c.run.seed)
+    return sft.trainer(c, out, sft.student(c, torch.device("cpu")), tokenizer, samples, packed, each, 1), samples, packed, each
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_loss_and_gradient_of_packed_rows_are_those_of_single_samples(
+    tiny: str, file: Path, tmp_path: Path, share: bool
+) -> None:
+    trainer, samples, packed, each = made(config(tiny, file, tmp_path), tmp_path)
+    assert samples.shared > 20  # the template
+    trainer.data_collator = sft.Collator(samples if share else dataclasses.replace(samples, shared=0))
+    assert max(len(row) for row in packed[:each]) > 1  # something shares a row
+    plain = load_model(tiny, dtype=torch.float32, attention="sdpa")
+    # The reference: every sample alone through the model's own forward pass, the mean over completion tokens of the update.
+    chosen = [i for row in packed[:each] for i in row]
+    total = torch.zeros(())
+    tokens = 0
+    for i in chosen:
+        ids, prompt = samples.sample(i)
+        logits_LV = plain(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits_LV, torch.tensor(ids[prompt:]), reduction="sum")
+        tokens += len(ids) - prompt
+    (total / tokens).backward()
+    loss = 0.0
+    trainer.model.train()
+    for row in packed[:each]:
+        inputs = trainer._prepare_inputs(trainer.data_collator([{"samples": row}]))
+        part = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(tokens))
+        part.backward()
+        loss += part.item()
+    assert loss == pytest.approx(total.item() / tokens, rel=1e-5)
+    theirs = {n: p.grad for n, p in plain.named_parameters()}
+    for name, p in trainer.model.named_parameters():
+        assert torch.allclose(p.grad, theirs[name], rtol=1e-3, atol=1e-6), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: str, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from start to end."""
+    out = tmp_path_factory.mktemp("sft") / "whole"
+    assert door.run(config(tiny, file, out), out) == 0
+    return out
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "final" / "model.safetensors")
+
+
+def test_it_learns_and_says_what_it_did(uninterrupted: Path) -> None:
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in lines] == list(range(1, 7))  # 12 samples, 2 epochs, 4 an update
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    told = json.loads((uninterrupted / "result.json").read_text())
+    assert told["updates"] == 6
+    assert told["traces"] == COUNT
+    assert told["tokens"] == sum(m["tokens"] for m in lines)
+
+
+def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    out = tmp_path / "killed"
+    c = config(tiny, file, out)
+    trainer, samples, packed, each = made(c, out)
+    (out / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
+
+    class Killed(Exception):
+        pass
+
+    inner, calls = trainer.training_step, 0
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 3 * each:  # in the fourth update; the checkpoint is of the second
+            raise Killed
+        return inner(*args, **kwargs)
+
+    trainer.training_step = step  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        sft.learn(trainer, out, samples, packed, each)
+    half = out / sft.CHECKPOINTS / "checkpoint-3"  # as a kill during a save leaves it
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert door.run(c, out, resume=True) == 0
+    assert not half.exists() or (half / sft.WHOLE).exists()
+    ours, theirs = weights(out), weights(uninterrupted)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert [json.loads(x)["step"] for x in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
+
+
+def test_final_loads_in_transformers_and_is_what_was_trained(uninterrupted: Path, tiny: str) -> None:
+    model = load_model(str(uninterrupted / "final"), dtype=torch.float32, attention="sdpa")
+    tokenizer = load_tokenizer(str(uninterrupted / "final"))
+    before = load_model(tiny, dtype=torch.float32, attention="sdpa")
+    ids = torch.tensor([tokenizer("What is 2 and 3?")["input_ids"]])
+    assert not torch.allclose(model(input_ids=ids).logits, before(input_ids=ids).logits, atol=1e-3)
+
+
+def test_lora_trains_the_adapter_alone(tiny: str, file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    c = config(tiny, file, out, epochs=1.0, lr=1e-2)
+    c = dataclasses.replace(c, model=Model(path=tiny, lora=Lora(rank=4, alpha=8.0)))
+    assert door.run(c, out) == 0
+    from peft import PeftModel
+
+    base = load_model(tiny, dtype=torch.float32, attention="sdpa")
+    ids = torch.tensor([[5, 6, 7]])
+    before = base(input_ids=ids).logits.detach()
+    assert not (out / "final" / "model.safetensors").exists()
+    after = PeftModel.from_pretrained(base, str(out / "final"))(input_ids=ids).logits
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+def test_what_cannot_be_learned_from_is_dropped_with_its_reason(tiny: str, tmp_path: Path) -> None:
+    good, long = traces(3), " ".join(f"n{k}" for k in range(400))
+    bad = [
+        dataclasses.replace(good[0], id="no tag", problem="a", text=" 2 and 2 is 4. <answer>1</answer>"),
+        dataclasses.replace(good[0], id="wrong", problem="b", text=good[0].text.replace("<answer>1", "<answer>7")),
+        dataclasses.replace(good[0], id="other", problem="c", text=" <think> " + "\u6240\u4ee5" * 9 + " x y </think> <answer>1</answer>"),
+        dataclasses.replace(good[0], id="long", problem="d", text=f" <think> {long} </think> <answer>1</answer>"),
+    ]  # fmt: skip
+    path = tmp_path / "traces.jsonl"
+    write(path, map(to_json, [*good, *bad]))
+    out = tmp_path / "out"
+    c = config(tiny, path, out)
+    samples, dropped, read = door.load_samples(c, load_tokenizer(tiny))
+    assert read == 7
+    assert len(samples) == 3
+    assert {t.id: by for t, by, _ in dropped.traces} == {
+        "no tag": "format",
+        "wrong": "wrong",
+        "other": "language",
+        "long": "over-long",
+    }
+    assert dropped.counts.total() == 4
+    ends = samples.starts[1:] - 1
+    assert (samples.ids[ends] == load_tokenizer(tiny).eos_token_id).all()  # whole, to their end
+
+
+def test_rotary_base_extends_the_context(tiny: str, file: Path, tmp_path: Path) -> None:
+    c = config(tiny, file, tmp_path, row_tokens=4096)
+    longer = dataclasses.replace(c, data=dataclasses.replace(c.data, context=2048))
+    with pytest.raises(ValueError, match="rope_theta"):
+        sft.student(longer, torch.device("cpu"))
+    model = sft.student(dataclasses.replace(longer, rope_theta=300_000.0), torch.device("cpu"))
+    assert model.config.max_position_embeddings == 2048
+    # A larger base turns slower in every dimension but the first.
+    plain = sft.student(c, torch.device("cpu"))
+    slow, fast = model.base_model.rotary_emb.inv_freq, plain.base_model.rotary_emb.inv_freq
+    assert slow[0] == fast[0] == 1
+    assert (slow[1:] < fast[1:]).all()
+    model.save_pretrained(tmp_path / "m")
+    again = load_model(str(tmp_path / "m"), dtype=torch.float32, attention="sdpa")
+    assert torch.equal(again.base_model.rotary_emb.inv_freq, slow)
+
+
+def test_a_folder_is_one_run(tiny: str, file: Path, uninterrupted: Path) -> None:
+    c = config(tiny, file, uninterrupted)
+    with pytest.raises(ValueError, match="--resume"):
+        door.check_folder(c, uninterrupted, resume=False)
+    changed = dataclasses.replace(c, learn=dataclasses.replace(c.learn, lr=2e-3))
+    with pytest.raises(ValueError, match=r"learn\.lr: 0\.001 -> 0\.002"):
+        door.check_folder(changed, uninterrupted, resume=True)
