@@ -78,7 +78,7 @@ def _format(trace: Trace, f: Filters, judge: Judge) -> str:
             return f"{n} x {tag}"
     if trace.text.partition(OPEN)[0].strip():
         return f"text before {OPEN}"
-    return "" if trace.think and trace.answer else "tags out of order" if not trace.answer else "no reasoning"
+    return "no reasoning" if not trace.think else "" if trace.answer else "no answer behind the reasoning"
 
 
 def _length(trace: Trace, f: Filters, judge: Judge) -> str:

@@ -25,10 +25,9 @@ CALIBRATION = 64  # problems
 @torch.no_grad()
 def prune(model: Any, prompts: list[tuple[int, ...]], layers: list[int], width: int) -> Any:
     """A copy with these layers and MLPs of `width` neurons. Raises ValueError for layers that are not there."""
-    if wrong := [i for i in layers if not 0 <= i < model.config.num_hidden_layers] or width > model.config.intermediate_size:
-        raise ValueError(
-            f"layers {layers}, width {width}: the model has {model.config.num_hidden_layers} layers of {model.config.intermediate_size}; {wrong}"
-        )
+    have, wide = model.config.num_hidden_layers, model.config.intermediate_size
+    if not layers or any(not 0 <= i < have for i in layers) or not 0 < width <= wide:
+        raise ValueError(f"layers {layers} of width {width}: the model has {have} layers, from 0 on, of width {wide}")
     size = importance(model, prompts)
     config = copy.deepcopy(model.config)
     config.num_hidden_layers, config.intermediate_size = len(layers), width
