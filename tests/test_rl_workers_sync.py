@@ -116,6 +116,7 @@ def test_killed_in_the_middle_and_replaced_with_proof(pool, learner):
     laws.restore(pool)
     pool.stats()
     number, heard = pools.pid(pool.active[1]), []
+    os.kill(number, signal.SIGSTOP)  # or it might be through with its share before it is killed
 
     def done(index, completions):
         if not heard:
@@ -127,7 +128,7 @@ def test_killed_in_the_middle_and_replaced_with_proof(pool, learner):
     assert sorted(heard) == list(range(24))
     counts = pool.stats()
     assert (counts["workers"], counts["workers_lost"]) == (1.0, 1.0)
-    assert 1 <= counts["groups_lost"] <= 12
+    assert counts["groups_lost"] == 12
     pool.coming[1].result()
     assert sync(learner.policy, pool, 3, laws.prompts(), laws.BOUND, laws.CPU) <= laws.BOUND
     assert [name for name, _ in pool.replicas()] == ["worker 0.0", "worker 1.1"]
