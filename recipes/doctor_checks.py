@@ -173,7 +173,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 def golds(config: Config, task: Task, scorer: Scorer, count: int) -> Line:
     """The gold as an answer is right, another is not, and being right pays more."""
-    rows = [p for p in spread(task.train + task.heldout, count) if p.problem.get("kind", "math") != "code"]
+    rows = [p for p in spread(task.train + task.heldout, count) if p.problem.get("kind", "math") not in ("code", "general")]
     if not rows:
         return Line("golds", "skip", "programs are judged by tests, there is no gold program to try")
     try:

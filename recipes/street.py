@@ -17,7 +17,7 @@ from recipes.nano import problems as nano
 from rewards.sandbox import tier
 from rewards.scorer import InProcess, Scorer, needs_pool
 from rewards.workers import RewardPool
-from rl import adapters, curriculum, data
+from rl import adapters, curriculum, data, judge
 from rl.ahead import Ahead
 from rl.batch import Counts, pack
 from rl.config import Config
@@ -202,7 +202,10 @@ def make_feed(
 
 def make_scorer(config: Config) -> Scorer:
     """The recipe's [rewards] where [reward_workers] says. Raises ValueError for a table that cannot be built."""
-    w = config.reward_workers
+    w, entry = config.reward_workers, config.rewards.get(judge.NAME, {})
+    if ":" not in str(entry.get("model", ":")):  # the folder of a trained one, not a function
+        rules = {name: table for name, table in config.rewards.items() if name != judge.NAME}
+        return judge.Judged(make_scorer(replace(config, rewards=rules)) if rules else None, entry)
     if w.processes:
         return RewardPool(config.rewards, w.processes, w.wall_s, w.memory_mb)
     if need := [name for name in config.rewards if needs_pool(name)]:

@@ -9,6 +9,7 @@ A recipe's table, one entry a reward:
     [rewards.format]
     weight = 0.1
     gate = "accuracy"        # counts only in samples where that part is 1
+    kinds = ["math"]         # only problems of these kinds are judged by it; left out: all
 
     [rewards."my_rewards:brevity"]   # a TRL reward function: module:function
 
@@ -52,6 +53,7 @@ class Part:
     weight: float
     gate: str | None
     reward: Reward
+    kinds: tuple[str, ...] | None = None
 
 
 def build(spec: Mapping[str, Mapping[str, Any]]) -> Reward:
@@ -69,6 +71,7 @@ def parts(spec: Mapping[str, Mapping[str, Any]]) -> tuple[Part, ...]:
 
 def combine(parts: tuple[Part, ...], completion: Sampled, problem: Mapping[str, Any]) -> Score:
     """Runs every part and adds them up."""
+    parts = tuple(p for p in parts if p.kinds is None or problem.get("kind") in p.kinds)
     scores = {part.name: part.reward(completion, problem) for part in parts}
     raw = {name: score.value for name, score in scores.items() if score.value is not None}
     reason = "; ".join(score.reason for score in scores.values() if score.reason)
@@ -91,16 +94,19 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     if not isinstance(entry, Mapping):
         raise ValueError(f"rewards.{name} is {entry!r}: it must be a table, e.g. [rewards.{name}] weight = 1.0")
     options = dict(entry)
-    weight, gate = options.pop("weight", 1.0), options.pop("gate", None)
+    weight, gate, kinds = options.pop("weight", 1.0), options.pop("gate", None), options.pop("kinds", None)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise ValueError(f"rewards.{name}.weight is {weight!r}: it must be a number")
+    if kinds is not None and not (isinstance(kinds, list | tuple) and kinds and all(isinstance(k, str) for k in kinds)):
+        raise ValueError(f'rewards.{name}.kinds is {kinds!r}: it must list kinds of problems, e.g. ["math", "code"]')
+    kinds = None if kinds is None else tuple(kinds)
     if gate is not None and (gate == name or gate not in spec):
         others = [n for n in spec if n != name]
         raise ValueError(f"rewards.{name}.gate is {gate!r}: it must name another reward of this recipe, one of {others}")
     if ":" in name:
         from rewards.trl_bridge import from_trl
 
-        return Part(name, float(weight), gate, from_trl(name, **options))
+        return Part(name, float(weight), gate, from_trl(name, **options), kinds)
     if name not in REWARDS:
         raise ValueError(f"unknown reward {name!r}{_nearest(name, REWARDS)}; there are {sorted(REWARDS)} and module:function")
     factory = REWARDS[name]
@@ -108,12 +114,12 @@ def _part(name: str, entry: Mapping[str, Any], spec: Mapping[str, Any]) -> Part:
     names = list(parameters)
     for option in options:
         if option not in names:
-            known = ["weight", "gate", *names]
+            known = ["weight", "gate", "kinds", *names]
             raise ValueError(f"rewards.{name} has no option {option!r}{_nearest(option, known)}; it takes {known}")
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     if missing:
         raise ValueError(f"rewards.{name} needs {' and '.join(missing)}: write it below [rewards.{name}]")
-    return Part(name, float(weight), gate, factory(**options))
+    return Part(name, float(weight), gate, factory(**options), kinds)
 
 
 def _nearest(name: str, known: Any) -> str:

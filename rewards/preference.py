@@ -1,7 +1,8 @@
 """A preference model as a reward: the second RL stage of DeepSeek-R1 (arXiv 2501.12948, section 2.3.4).
 
 The paper scores general data with learned reward models: helpfulness on the final summary only, harmlessness on the whole response.
-This file is the hook, not a model. Differences:
+This file is the hook for a model of your own; one that recipes/reward_model.py trained is named by its folder and judges in batches
+(rl/judge.py). Differences:
 1. The model is any Python callable `(question, response) -> float`; `model = "module:function"` names it in a recipe. How it
    computes (in this process, batched, on another host) is its own business, so no protocol is fixed here.
 2. The score is `scale * model(...) + shift`, clipped to [low, high], because learned rewards have no bounds of their own.

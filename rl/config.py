@@ -163,6 +163,7 @@ class Guard:
     kl: float = 1.0  # nats a token from the reference model, where algorithm.kl asks for one
     length: float = 3.0  # times the usual length without more reward
     throughput: float = 0.25  # least share of the usual tokens/s
+    preference: float = 2.0  # standard deviations above its training answers that a preference model may give in the mean
     hacking: float = 3.0  # standard errors by which held-out accuracy may fall while the reward rises
     patience: int = 20  # bad steps in a row that stop the run, from `truncated` on
     probe_every: int = 10  # steps between two looks at held-out accuracy; 0: none

@@ -177,6 +177,9 @@ def _check_rows(rows: Sequence[Row], name: str) -> None:
         if row["kind"] == "code":
             _check_code(row, name)
             continue
+        if row["kind"] == "general":  # judged by a model of preferences
+            row["gold"] = str(row.get("gold") or "")
+            continue
         if row.get("gold") in (None, ""):
             raise ValueError(f"{name}, row {row['id']}: no gold answer (looked for {', '.join(GOLD_FIELDS)})")
         row["gold"] = str(row["gold"])

@@ -18,9 +18,12 @@ from rl.config import Guard
 if TYPE_CHECKING:
     from rl.guard import Watch
 
-START = ("entropy", "language", "format", "accuracy")  # kept of the first step that has them
+PREFERENCE = ("preference_drift", "preference_rest", "preference_tokens")
+START = ("entropy", "language", "format", "accuracy", *PREFERENCE)  # kept of the first step that has them
 RECENT = ("length", "reward", "tokens_per_s")  # kept of the last good steps
 NOTICED = 0.02  # a rise of reward or accuracy below it is none
+NOTICED_FALL = 0.1  # of the other rewards, in their own weights
+PAID_LENGTH, TIE = 1.3, 0.4  # times the first length, and a correlation within groups: from both on, length is what is paid for
 
 
 class Seen:
@@ -213,6 +216,26 @@ def _hacking(s: Seen) -> str | None:
     )  # fmt: skip
 
 
+def _preference(s: Seen) -> str | None:
+    """A model of preferences is only as good as the answers it was trained on: what it pays for beside them is not what is wanted."""
+    if not (drift := s.pair("preference_drift")):
+        return None
+    signs = []
+    if (far := s.now["preference_drift"]) > s.config.preference:
+        signs.append(f"its scores are {far:.1f} standard deviations above the answers it was trained on")
+    if drift[1] - drift[0] > NOTICED:
+        tokens, rest, tie = s.pair("preference_tokens"), s.pair("preference_rest"), s.now.get("preference_length", 0.0)
+        if tokens and tokens[1] > PAID_LENGTH * tokens[0] and tie > TIE:
+            signs.append(f"it pays for length ({tokens[0]:.0f} → {tokens[1]:.0f} tokens, correlation {tie:.2f})")
+        if rest and rest[1] < rest[0] - NOTICED_FALL:
+            signs.append(f"the other rewards of its answers fell from {rest[0]:.2f} to {rest[1]:.2f}")
+    share = s.now.get("preference_share", 0.0)
+    return "" if not signs else (
+        f"the preference model's score went from {drift[0]:+.2f} to {drift[1]:+.2f} with {share:.0%} of the reward's variance: "
+        + "; ".join(signs)
+    )  # fmt: skip
+
+
 LOWER = "Lower learn.lr, or set algorithm.kl"
 RULES: dict[str, Rule] = {
     "nan": Rule(_nan, at_once=True),
@@ -231,6 +254,11 @@ RULES: dict[str, Rule] = {
     "kl": Rule(_kl, "Lower learn.lr, or raise algorithm.kl"),
     "length": Rule(_length, "Read rollouts/; [rewards.soft_overlong] helps. " + LOWER),
     "hacking": Rule(_hacking, "Read the best-paid answers in rollouts/ and mend the reward", unit="probe"),
+    "preference": Rule(
+        _preference,
+        "Read the best-paid answers in rollouts/; lower the weight of rewards.preference, or train its model on answers like these. "
+        + LOWER,
+    ),
     "throughput": Rule(_throughput, "Look at the host, its other tenants, and seconds_* in metrics.jsonl"),
     "workers": Rule(_workers, "Look at what ends them (the lines above), or lower rollout.workers"),
 }

@@ -19,6 +19,7 @@ from rl.config import Config, max_tokens_at
 from rl.feed import Feed
 from rl.guard import Stopped, Watch, check_rewards
 from rl.guard_text import of_texts
+from rl.judge import of_preference
 from rl.learn import Learner
 from rl.records import Prompt
 from rl.report import Journal, console_line
@@ -87,7 +88,16 @@ def train(street: Street, done: int = 0) -> None:
                     learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
             next_probed = _probed(s, step + 1, clock)
         s.feed.learned(step)
-        numbers = {"step": step} | metrics.of_groups(groups) | of_texts(groups) | ages | made.numbers | learned | probed
+        numbers = (
+            {"step": step}
+            | metrics.of_groups(groups)
+            | of_texts(groups)
+            | of_preference(groups, config.rewards)
+            | ages
+            | made.numbers
+            | learned
+            | probed
+        )
         probed = next_probed
         numbers |= clock.seconds | {"seconds": clock.total()}
         for source in (s.scorer, s.sampler):

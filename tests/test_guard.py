@@ -51,7 +51,9 @@ def stops(of: Watch, **changes: Any) -> str:
 
 
 def test_every_guard_is_tested_here() -> None:
-    assert set(SLOW) | {"nan", "stale", "mismatch", "masked", "disk", "hacking"} == set(RULES)
+    assert set(SLOW) | {"nan", "stale", "mismatch", "masked", "disk", "hacking", "preference"} == set(
+        RULES
+    )  # the last: test_judge.py
 
 
 def test_healthy_steps_neither_warn_nor_stop() -> None:
