@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes import run as door
 from rl.feed import InTurn
+from rl.judge import Judge
 from rl.policy import ROOT
 from rl.sampler import TransformersSampler
 from rl.workers import Pool
@@ -123,6 +124,17 @@ def killed_workers(out: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def pays_for_length(out: Path) -> Iterator[None]:
+    """A preference model that likes whatever is long."""
+
+    def score(self: Judge, pairs: Any) -> list[float]:
+        return [min(3.0, len(response) / 4) for _, response in pairs]
+
+    with mock.patch.object(Judge, "__init__", return_value=None), mock.patch.object(Judge, "score", score):
+        yield
+
+
 FAST, MANY = ("learn.warmup=0", "guard.patience=1"), ("rollout.prompts=8", "rollout.group=8", "rollout.max_tokens=24")
 FAULTS = (
     Fault("nan", "a reward that returns nan", "is nan (not_a_number nan)", rewards=PAID.format("not_a_number")),
@@ -151,6 +163,10 @@ FAULTS = (
         "hacking", 'a reward that pays for the word "answer"', "fell from",
         ("learn.lr=4e-3", "algorithm.inner_epochs=2", *FAST, "guard.probe_every=1", "guard.probe_problems=24"),
         PAID.format("the_word_answer"), model="nano",
+    ),
+    Fault(
+        "preference", "a preference model that pays for length", "standard deviations above", ("rollout.max_tokens=24",),
+        "[rewards.preference]\nmodel = 'long'\n", pays_for_length,
     ),
     Fault(
         "throughput", "a reward that becomes slow", "tokens/s, usually",
