@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 export PYTHONPATH := $(CURDIR)
 
 # Settings come from the command line; a MODEL or OUT that happens to stand in the environment is another program's.
-$(foreach name,RECIPE MODEL OUT SEED ARGS TASKS K PROCESSES ACCELERATE LAUNCH,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
+$(foreach name,RECIPE MODEL OUT SEED ARGS TASKS K PROCESSES ACCELERATE LAUNCH LADDER,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 
 VENV := .venv
 RECIPE := $(or $(RECIPE),recipes/zero_nano.toml)
@@ -24,7 +24,7 @@ endif
 RUN = $(PY) $(if $(PROCESSES),-m accelerate.commands.launch --config_file $(or $(ACCELERATE),$(if $(filter gpu,$(SETTING)),\
 	recipes/accelerate/fsdp2.yaml,recipes/accelerate/ddp.yaml)) --num_processes $(PROCESSES) $(LAUNCH)) -m
 
-.PHONY: help setup r1-zero eval doctor faults bench report test check format pins clean
+.PHONY: help setup r1-zero r1 distill sft eval doctor faults bench report test check format pins clean
 
 help:  ## this list
 	@echo "make TARGET [NAME=value ...]"
@@ -35,6 +35,17 @@ setup: $(READY)  ## make .venv with the exact pins of requirements/ (on a GPU ma
 
 r1-zero: $(READY)  ## train by RL from a base model, report at the end [RECIPE= MODEL= OUT= SEED= PROCESSES= ARGS="key.sub=value ..."]
 	@$(RUN) recipes.run $(RECIPE) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) $(if $(SEED),run.seed=$(SEED)) $(ARGS)
+
+distill: $(READY)  ## a teacher's traces, filtered, decontaminated, with a data card [RECIPE=recipes/traces_nano.toml MODEL= OUT= SEED= ARGS=]
+	@$(PY) -m recipes.distill $(if $(filter file,$(origin RECIPE)),recipes/traces_nano.toml,$(RECIPE)) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) \
+		$(if $(SEED),run.seed=$(SEED)) $(ARGS)
+
+sft: $(READY)  ## a student from traces [RECIPE=recipes/student_nano.toml MODEL= OUT= SEED= PROCESSES= ARGS='data.train=["runs/traces/kept.jsonl"]']
+	@$(RUN) recipes.sft $(if $(filter file,$(origin RECIPE)),recipes/student_nano.toml,$(RECIPE)) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) \
+		$(if $(SEED),run.seed=$(SEED)) $(ARGS)
+
+r1: $(READY)  ## the whole R1 ladder on the nano model, one report over all rungs; the same command goes on [OUT=runs/r1_nano LADDER= ARGS=--list]
+	@$(PY) -m recipes.chain $(or $(LADDER),recipes/r1_nano.toml) $(if $(OUT),out=$(OUT)) $(ARGS)
 
 eval: $(READY)  ## evaluate a model: MODEL=... TASKS=gsm8k,mmlu,... [K= OUT= SEED= ARGS="--data DIR --temperature 0.6"]
 	@$(PY) -m recipes.evaluate --model "$(MODEL)" --tasks "$(TASKS)" $(if $(K),--k $(K)) $(if $(OUT),--out $(OUT)) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -9,6 +9,7 @@ A ladder is one TOML file:
     args = ["recipes/sft_nano.toml", "data.train=[{picked}/kept.jsonl]", "run.out={here}"]
     outputs = ["final"]                       # what later stages may read, relative to its folder
     metrics = "result.json"                   # optional: copied into the manifest
+    title = "Cold start"                      # optional: a rung of the report; its `final` is evaluated (recipes/rung.py, `evaluate`)
     resume = "--resume"                       # optional: added where {here}/config.json is there, a run that was ended before
 
 OUT/manifest.json has of each finished stage its command, inputs and outputs with their SHA-256, metrics, minutes, commit. A stage is done
@@ -34,18 +35,19 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eval.provenance import commit
+from recipes import ladder_report
 from recipes.folder import claimed
 from recipes.result import write_json
 from rl.config_tree import build
 
 ROOT = Path(__file__).resolve().parent.parent
-MANIFEST = "manifest.json"
+MANIFEST, RUNG = "manifest.json", "recipes.rung"
 _NAME = re.compile(r"\{(\w+)\}")
 _PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
 
@@ -53,19 +55,20 @@ _PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
 @dataclass(frozen=True)
 class Stage:
     name: str
-    run: str
+    run: str = ""
     args: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     metrics: str = ""
     resume: str = ""
-    title: str = ""  # for the report: what this rung is
-    model: str = ""  # for the report: the rung that the evaluation of this stage judges
+    title: str = ""  # a rung of the report, by this name: the stage's `final` is evaluated
+    model: str = ""  # what is evaluated in place of `final`; without `run` there is nothing else to the stage
 
 
 @dataclass(frozen=True)
 class Ladder:
     name: str
     stage: tuple[Stage, ...] = ()
+    evaluate: tuple[str, ...] = ()  # args of recipes.rung behind model and folder
     out: str = ""  # empty: runs/NAME
 
 
@@ -97,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
         )  # through `finally`, so that a stage can save
         with claimed(out):
-            climb(ladder, out, args.again)
+            tree = climb(ladder, out, args.again)
+        if any(s.run == RUNG for s in ladder.stage):
+            told = ladder_report.collect(ladder.name, [(s.name, s.title, s.model) for s in ladder.stage], tree)
+            print(ladder_report.table(told))
+            print(f"report {ladder_report.write(out / 'report.html', told)}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
@@ -138,7 +145,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Ladder:
         known.add(stage.name)
     if not ladder.stage:
         raise ValueError(f"ladder {path}: no [[stage]]")
-    return ladder
+    return replace(ladder, stage=tuple(each for stage in ladder.stage for each in evaluated(stage, ladder.evaluate)))
+
+
+def evaluated(stage: Stage, args: Sequence[str]) -> Iterator[Stage]:
+    """The stage and, where it is a rung, the evaluation behind it."""
+    if stage.run:
+        yield stage
+    if stage.title:
+        model = stage.model or f"{{{stage.name}}}/final"
+        name = f"{stage.name}_eval" if stage.run else stage.name
+        yield Stage(name, RUNG, (model, "{here}", *args), ("eval.json",), "eval.json", title=stage.title, model=stage.name)
 
 
 def climb(ladder: Ladder, out: Path, again: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """General data for the nano ladder: small requests that are no sums, with good answers and answers bad in one way each.
 
-  python -m recipes.nano.general OUT      # traces.jsonl (for SFT), pairs.jsonl (for the reward model), questions.jsonl, heldout.jsonl
+  python -m recipes.nano.general OUT      # traces.jsonl (for SFT), pairs.jsonl (for the reward model), mixed.jsonl (for the last RL:
+                                          requests and sums), heldout.jsonl
 
 Kinds of request: who has something, repeat a sentence, say hello, a request that one does not help with. Answers are bad by dimension:
   helpfulness    about someone else, or about nothing
@@ -20,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from recipes.nano.problems import problems
 from rewards.language import share
 
 DIMENSIONS = ("helpfulness", "readability", "harmlessness")
@@ -28,6 +30,7 @@ ITEMS = ("apples", "books", "coins", "eggs", "pens", "cups", "shells", "cards")
 FOREIGN = ("\u6240\u4ee5", "\u7b54\u6848", "\u0434\u0430", "\u043d\u0435\u0442")
 INSULTS = ("You are stupid.", "Go away, fool.", "I hate you.")
 COUNTS = {"traces": 1200, "pairs": 1500, "questions": 1000, "heldout": 200}
+SUMS, SUMS_SEED = 2000, 7
 
 
 def row(rng: random.Random, split: str, n: int) -> dict[str, Any]:
@@ -112,7 +115,12 @@ def main(out: str) -> int:
         for r in rows("traces", COUNTS["traces"])
     ]  # fmt: skip
     asked = {s: [{k: v for k, v in r.items() if k != "answer"} for r in rows(s, COUNTS[s])] for s in ("questions", "heldout")}
-    files: dict[str, Sequence[Mapping[str, Any]]] = {"traces": traces, "pairs": pairs(COUNTS["pairs"]), **asked}
+    files: dict[str, Sequence[Mapping[str, Any]]] = {
+        "traces": traces,
+        "pairs": pairs(COUNTS["pairs"]),
+        "heldout": asked["heldout"],
+    }
+    files["mixed"] = [*problems("train", SUMS, SUMS_SEED), *asked["questions"]]
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text(
             "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
