@@ -240,11 +240,11 @@ def engine(config: Config, cuda: bool) -> Iterator[None]:
     finally:
         if config.rollout.sampler == "vllm":
             vllm_generation.LLM = plain
-        for name, value in before.items():
-            if value is None:
+        for name, old in before.items():
+            if old is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = value
+                os.environ[name] = old
 
 
 def make_trainer(config: Config, folder: Path, model: Any, tokenizer: Any, prompts: list[Prompt], record: Record) -> Any:
