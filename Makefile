@@ -40,7 +40,7 @@ distill: $(READY)  ## a teacher's traces, filtered, decontaminated, with a data 
 	@$(PY) -m recipes.distill $(if $(filter file,$(origin RECIPE)),recipes/traces_nano.toml,$(RECIPE)) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) \
 		$(if $(SEED),run.seed=$(SEED)) $(ARGS)
 
-sft: $(READY)  ## a student from traces [RECIPE=recipes/student_nano.toml MODEL= OUT= SEED= PROCESSES= ARGS='data.train=["runs/traces/kept.jsonl"]']
+sft: $(READY)  ## a student from traces [RECIPE=recipes/student_nano.toml MODEL= OUT= SEED= PROCESSES= ARGS=data.train=runs/traces/kept.jsonl]
 	@$(RUN) recipes.sft $(if $(filter file,$(origin RECIPE)),recipes/student_nano.toml,$(RECIPE)) $(if $(MODEL),model.path=$(MODEL)) $(if $(OUT),run.out=$(OUT)) \
 		$(if $(SEED),run.seed=$(SEED)) $(ARGS)
 

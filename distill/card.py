@@ -185,7 +185,7 @@ def _shape(told: Mapping[str, Any]) -> str:
     parts.append("<h3>Traces a question</h3>" + _bars(each, ("", "questions")))
     scripts = [(name, round(share * 100_000), "", "") for name, share in told["scripts"].items()]
     lines = "".join(f"<li>{escape(name)}: {n / 1000:.2f} % of the words</li>" for name, n, _, _ in scripts)
-    parts.append(f'<h3>Scripts</h3><ul class="notes">{lines}</ul>')
+    parts.append(f'<h3>Scripts</h3><ul class="notes">{lines}</ul>' if lines else "")
     return "".join(parts)
 
 

@@ -107,6 +107,10 @@ def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> K
         raise ValueError(f"recipe {path}: cannot be read: {error}") from None
     for text in overrides:
         override(tree, text)
+    of_data = tree.get("data")
+    for key in ("train",) if kind is Sft else ("traces", "tests"):
+        if isinstance(of_data, dict) and isinstance(of_data.get(key), str):  # one file, as one writes it on a command line
+            of_data[key] = [of_data[key]]
     if kind is Sft:  # diversity was judged where the traces were made
         tree["filter"] = {"similar": 1.0, "per_question": 1_000_000} | dict(tree.get("filter") or {})
     return from_dict(kind, tree)
@@ -168,7 +172,7 @@ def check_sft(c: Sft) -> None:
         if not value > 0:
             raise ValueError(f"learn.{name} = {value}: must be above 0")
     if not c.data.train:
-        raise ValueError('data.train is empty: name files of traces, e.g. data.train=["runs/traces/kept.jsonl"]')
+        raise ValueError("data.train is empty: name files of traces, e.g. data.train=runs/traces/kept.jsonl")
     if c.data.context > learn.row_tokens:
         raise ValueError(
             f"data.context = {c.data.context} does not fit into learn.row_tokens = {learn.row_tokens}: a row holds whole traces"

@@ -82,6 +82,9 @@ class PackedTrainer(SFTTrainer):
         )
         return self.lr_scheduler
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: it would put the names of this machine's folders beside the checkpoints."""
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 

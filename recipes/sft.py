@@ -201,17 +201,19 @@ def refuse(config: Sft, mean: float) -> None:
 
 def remedy(config: Sft, mean: float, memory: float, cuda: bool, ranks: int, sharded: bool, shape: Any) -> str:
     """What to change, cheapest first, each on top of those before."""
-    changes: list[tuple[str, dict[str, dict[str, Any]]]] = [
-        ("model.gradient_checkpointing=true", {"model": {"gradient_checkpointing": True}}),
-        (f"learn.row_tokens={config.data.context}", {"learn": {"row_tokens": config.data.context}}),
-        ("learn.optimizer=adamw8", {"learn": {"optimizer": "adamw8"}}),
-        ("model.lora.rank=32", {"model": {"lora": rl_configs.Lora(rank=32)}}),
-        ("model.qlora=true", {"model": {"qlora": True}}),
+    changes: list[tuple[str, str, dict[str, Any]]] = [
+        ("model.gradient_checkpointing=true", "model", {"gradient_checkpointing": True}),
+        (f"learn.row_tokens={config.data.context}", "learn", {"row_tokens": config.data.context}),
+        ("learn.optimizer=adamw8", "learn", {"optimizer": "adamw8"}),
+        ("model.lora.rank=32", "model", {"lora": rl_configs.Lora(rank=32)}),
+        ("model.qlora=true", "model", {"qlora": True}),
     ]
     given: list[str] = []
-    for text, sections in changes if cuda else changes[:2]:
-        for name, values in sections.items():
-            config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values)})
+    for text, name, values in changes if cuda else changes[:2]:
+        changed = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values)})
+        if changed == config or (name == "model" and "lora" in values and config.model.lora.rank):
+            continue
+        config = changed
         given.append(text)
         setup = setup_of(config, mean, memory, cuda, ranks, sharded, shape)
         if plan.fits(setup, uses := use(setup, sampling=False)):
