@@ -8,7 +8,7 @@ blocks"; it gives no numbers. The filters here, in this order (cheapest first, s
   language      less than `language_share` of the reasoning's words are of the language (rewards/language.py)
   repetition    more than `repetition` of its n-grams stood in it before (rewards/length.py)
   wrong         the verifier says so: of a row's own gold or tests; what nothing can verify passes
-  duplicate     the same reasoning, but for spaces and numbers' spelling, as an earlier trace of the question
+  duplicate     the same words and signs as an earlier trace of the question
   similar       more than `similar` of its word 3-grams are those of an earlier trace of the question (Jaccard)
   per question  `per_question` traces of its question are kept already
 The last three are about a question's traces together; earlier ones win, so traces come in an order that is the same every time.
@@ -21,6 +21,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from distill.traces import CLOSE, OPEN, Trace
@@ -138,35 +139,43 @@ def sieve(
 ) -> tuple[list[Trace], Dropped]:
     """The traces that are kept, in their order, and the dropped ones. Each trace is in exactly one of the two."""
     filters, kept, dropped = FILTERS if filters is None else filters, list[Trace](), Dropped()
-    of_question: dict[str, list[tuple[str, frozenset[tuple[str, ...]]]]] = defaultdict(list)
+    of_question: dict[str, list[str]] = defaultdict(list)
     for trace in traces:
         reasons = ((name, why) for name, test in filters.items() if (why := test(trace, settings, judge)))
         by, reason = next(reasons, ("", ""))
         earlier = of_question[trace.problem]
-        words = [w.lower() for w in _WORDS.findall(trace.text)]
-        mine = " ".join(words), frozenset(zip(words, words[1:], words[2:], strict=False))
         if not by:
-            by, reason = _among(mine, earlier, settings)
+            by, reason = _among(trace.text, earlier, settings)
         if by:
             dropped.add(trace, by, reason)
         else:
-            earlier.append(mine)
+            earlier.append(trace.text)
             kept.append(trace)
     return kept, dropped
 
 
-def _among(
-    mine: tuple[str, frozenset[tuple[str, ...]]], earlier: list[tuple[str, frozenset[tuple[str, ...]]]], f: Filters
-) -> tuple[str, str]:
-    """Diversity: (filter, reason) where an earlier trace of the question makes this one needless."""
-    if any(mine[0] == other[0] for other in earlier):
+def _among(text: str, earlier: list[str], f: Filters) -> tuple[str, str]:
+    """Diversity: (filter, reason) where earlier traces of the question make this one needless."""
+    if earlier and any(_words(text) == _words(other) for other in earlier):
         return "duplicate", "the question has it already"
-    likest = max((_jaccard(mine[1], other[1]) for other in earlier), default=0.0)
-    if likest > f.similar:
-        return "similar", f"{likest:.0%} the 3-grams of an earlier one"
+    if earlier and f.similar < 1:
+        likest = max(_jaccard(_grams(text), _grams(other)) for other in earlier)
+        if likest > f.similar:
+            return "similar", f"{likest:.0%} the 3-grams of an earlier one"
     if len(earlier) >= f.per_question:
         return "per question", f"{f.per_question} are kept already"
     return "", ""
+
+
+@lru_cache(maxsize=64)  # a question's traces mostly come one after another
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(w.lower() for w in _WORDS.findall(text))
+
+
+@lru_cache(maxsize=64)
+def _grams(text: str) -> frozenset[tuple[str, ...]]:
+    words = _words(text)
+    return frozenset(zip(words, words[1:], words[2:], strict=False))
 
 
 def _jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:

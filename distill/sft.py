@@ -187,10 +187,12 @@ def settings(config: Sft, folder: Path, rows: int, ranks: int, total: int, cuda:
 
 
 def trainer(
-    config: Sft, folder: Path, model: Any, tokenizer: Any, samples: Samples, packed: list[list[int]], rows: int, ranks: int
+    config: Sft, folder: Path, tokenizer: Any, samples: Samples, packed: list[list[int]], rows: int, ranks: int
 ) -> PackedTrainer:
-    """Everything but the start."""
+    """Everything but the start. Raises ValueError."""
     total, lora = len(packed) // rows, config.model.lora
+    args = settings(config, folder, rows, ranks, total, torch.cuda.is_available())
+    model = student(config, args.device)  # after the arguments, which let the ranks meet: of those that shard it, one reads it
     peft = None
     if lora.rank:
         from peft import LoraConfig
@@ -201,9 +203,8 @@ def trainer(
         )  # fmt: skip
         model.config._name_or_path = resolve(config.model.path)
     made = PackedTrainer(
-        model=model, args=settings(config, folder, rows, ranks, total, model.device.type == "cuda" or torch.cuda.is_available()),
-        train_dataset=Dataset.from_dict({"samples": packed}), processing_class=tokenizer, data_collator=Collator(samples),
-        peft_config=peft,
+        model=model, args=args, train_dataset=Dataset.from_dict({"samples": packed}), processing_class=tokenizer,
+        data_collator=Collator(samples), peft_config=peft,
     )  # fmt: skip
     made.sft, made.total = config, total
     made.remove_callback(_printer())
@@ -235,7 +236,9 @@ def save_final(made: PackedTrainer, tokenizer: Any, folder: Path) -> None:
     state = made.accelerator.get_state_dict(made.model_wrapped)  # of shards the whole; every rank takes part
     if not made.is_world_process_zero():
         return
-    dtype = torch.bfloat16 if made.args.bf16 else torch.float32
+    dtype = (
+        torch.bfloat16 if made.args.bf16 and not made.sft.model.lora.rank else torch.float32
+    )  # adapters: as they were trained
     with whole(folder) as temporary:
         cast = {n: w.to("cpu", dtype) if w.is_floating_point() else w.cpu() for n, w in state.items()}
         model.save_pretrained(temporary, state_dict=cast)

@@ -99,9 +99,7 @@ def run(config: Sft, folder: Path, resume: bool = False) -> int:
     )  # fmt: skip
     from distill import sft  # TRL is imported for this alone
 
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    model = sft.student(config, device)
-    made = sft.trainer(config, folder, model, tokenizer, samples, packed, each, ranks)
+    made = sft.trainer(config, folder, tokenizer, samples, packed, each, ranks)
     if not rank():
         gone = (
             json.dumps({"dropped": by, "reason": why} | json.loads(to_json(t)), ensure_ascii=False)

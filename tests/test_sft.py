@@ -54,7 +54,7 @@ def made(c: Sft, out: Path) -> tuple[sft.PackedTrainer, rows.Samples, list[list[
     samples, _, _ = door.load_samples(c, tokenizer)
     count = rows.updates(len(samples), c.learn.batch, c.learn.epochs)
     packed, each = rows.plan(samples, count, c.learn.batch, c.learn.row_tokens, 1, c.run.seed)
-    return sft.trainer(c, out, sft.student(c, torch.device("cpu")), tokenizer, samples, packed, each, 1), samples, packed, each
+    return sft.trainer(c, out, tokenizer, samples, packed, each, 1), samples, packed, each
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -113,9 +113,8 @@ def test_it_learns_and_says_what_it_did(uninterrupted: Path) -> None:
     assert told["tokens"] == sum(m["tokens"] for m in lines)
 
 
-def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    out = tmp_path / "killed"
-    c = config(tiny, file, out)
+def killed(c: Sft, out: Path) -> None:
+    """A run of `c` that ends in its fourth update; the last whole checkpoint is of the second, and a half one of the third."""
     trainer, samples, packed, each = made(c, out)
     (out / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
 
@@ -127,7 +126,7 @@ def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Pat
     def step(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > 3 * each:  # in the fourth update; the checkpoint is of the second
+        if calls > 3 * each:
             raise Killed
         return inner(*args, **kwargs)
 
@@ -137,8 +136,14 @@ def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Pat
     half = out / sft.CHECKPOINTS / "checkpoint-3"  # as a kill during a save leaves it
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
+
+
+def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    out = tmp_path / "killed"
+    c = config(tiny, file, out)
+    killed(c, out)
     assert door.run(c, out, resume=True) == 0
-    assert not half.exists() or (half / sft.WHOLE).exists()
+    assert {p.name for p in (out / sft.CHECKPOINTS).iterdir()} == {"checkpoint-4", "checkpoint-6"}
     ours, theirs = weights(out), weights(uninterrupted)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
@@ -153,19 +158,27 @@ def test_final_loads_in_transformers_and_is_what_was_trained(uninterrupted: Path
     assert not torch.allclose(model(input_ids=ids).logits, before(input_ids=ids).logits, atol=1e-3)
 
 
-def test_lora_trains_the_adapter_alone(tiny: str, file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "lora"
-    c = config(tiny, file, out, epochs=1.0, lr=1e-2)
-    c = dataclasses.replace(c, model=Model(path=tiny, lora=Lora(rank=4, alpha=8.0)))
-    assert door.run(c, out) == 0
+def test_lora_trains_the_adapter_alone_and_resumes(tiny: str, file: Path, tmp_path: Path) -> None:
     from peft import PeftModel
+    from safetensors.torch import load_file
 
+    def lora(out: Path) -> Sft:
+        c = config(tiny, file, out, lr=1e-2)
+        return dataclasses.replace(c, model=Model(path=tiny, lora=Lora(rank=4, alpha=8.0)))
+
+    out, again = tmp_path / "lora", tmp_path / "killed"
+    assert door.run(lora(out), out) == 0
     base = load_model(tiny, dtype=torch.float32, attention="sdpa")
     ids = torch.tensor([[5, 6, 7]])
     before = base(input_ids=ids).logits.detach()
     assert not (out / "final" / "model.safetensors").exists()
     after = PeftModel.from_pretrained(base, str(out / "final"))(input_ids=ids).logits
     assert not torch.allclose(before, after, atol=1e-4)
+    killed(lora(again), again)
+    assert door.run(lora(again), again, resume=True) == 0
+    ours, theirs = (load_file(f / "final" / "adapter_model.safetensors") for f in (again, out))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 def test_what_cannot_be_learned_from_is_dropped_with_its_reason(tiny: str, tmp_path: Path) -> None:
