@@ -61,6 +61,7 @@ class Stage:
     metrics: str = ""
     resume: str = ""
     title: str = ""  # a rung of the report, by this name: the stage's `final` is evaluated
+    teacher: str = ""  # the rung of this stage's teacher: the report says how much of it is kept
     model: str = ""  # what is evaluated in place of `final`; without `run` there is nothing else to the stage
 
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with claimed(out):
             tree = climb(ladder, out, args.again)
         if any(s.run == RUNG for s in ladder.stage):
-            told = ladder_report.collect(ladder.name, [(s.name, s.title, s.model) for s in ladder.stage], tree)
+            told = ladder_report.collect(ladder.name, [(s.name, s.title, s.model, s.teacher) for s in ladder.stage], tree)
             print(ladder_report.table(told))
             print(f"report {ladder_report.write(out / 'report.html', told)}", flush=True)
     except (ValueError, OSError) as error:
@@ -155,7 +156,16 @@ def evaluated(stage: Stage, args: Sequence[str]) -> Iterator[Stage]:
     if stage.title:
         model = stage.model or f"{{{stage.name}}}/final"
         name = f"{stage.name}_eval" if stage.run else stage.name
-        yield Stage(name, RUNG, (model, "{here}", *args), ("eval.json",), "eval.json", title=stage.title, model=stage.name)
+        yield Stage(
+            name,
+            RUNG,
+            (model, "{here}", *args),
+            ("eval.json",),
+            "eval.json",
+            title=stage.title,
+            model=stage.name,
+            teacher=stage.teacher,
+        )
 
 
 def climb(ladder: Ladder, out: Path, again: str = "") -> dict[str, Any]:

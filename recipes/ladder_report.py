@@ -30,15 +30,16 @@ svg{width:100%;height:auto} .key{display:inline-block;margin-right:1.2rem}
 """
 
 
-def collect(name: str, stages: Sequence[tuple[str, str, str]], manifest: Tree) -> dict[str, Any]:
-    """The rungs in order; `stages` are (name, title, stage that is judged) and a rung is one with a title that was judged.
+def collect(name: str, stages: Sequence[tuple[str, str, str, str]], manifest: Tree) -> dict[str, Any]:
+    """The rungs in order; `stages` are (name, title, stage that is judged, its teacher's) and a rung is one with a title that was judged.
 
     A rung's minutes are those of all stages since the rung before it, evaluations left out.
     """
     rungs: list[dict[str, Any]] = []
     minutes, judging = 0.0, 0.0
     parts: list[str] = []
-    for stage, title, judged in stages:
+    at: dict[str, dict[str, Any]] = {}  # rungs by the stage that is judged
+    for stage, title, judged, teacher in stages:
         entry = manifest["stages"].get(stage)
         if entry is None:
             continue
@@ -49,6 +50,10 @@ def collect(name: str, stages: Sequence[tuple[str, str, str]], manifest: Tree) -
         judging += entry["minutes"]
         rungs.append({"title": title, "minutes": minutes, "stages": parts, **entry["metrics"]})
         minutes, parts = 0.0, []
+        at[judged] = rungs[-1]
+        if teacher in at:
+            rungs[-1]["teacher"] = at[teacher]["title"]
+            rungs[-1]["kept"] = {key: kept(at[teacher][key], rungs[-1][key]) for key in ("greedy", "pass@1")}
     for before, now in pairwise(rungs):
         now["gain"] = {key: gain(before[key], now[key]) for key in FIGURES if key in before and key in now}
     return {"name": name, "rungs": rungs, "judging": judging, "minutes": sum(r["minutes"] for r in rungs)}
@@ -62,6 +67,15 @@ def gain(before: Tree, now: Tree) -> dict[str, float]:
     return {"value": value, "low": value - down, "high": value + up}
 
 
+def kept(teacher: Tree, student: Tree) -> dict[str, float]:
+    """Share of the teacher's accuracy, with its 95 % interval: relative half-widths in quadrature. 0 where the teacher is never right."""
+    if not teacher["value"]:
+        return {"value": 0.0, "low": 0.0, "high": 0.0}
+    share = student["value"] / teacher["value"]
+    half = math.hypot((student["high"] - student["low"]) / 2, share * (teacher["high"] - teacher["low"]) / 2) / teacher["value"]
+    return {"value": share, "low": share - half, "high": share + half}
+
+
 def table(told: Tree) -> str:
     """A line a rung, for the terminal."""
     lines = [f"{'':<34}{'greedy':>20}{'pass@1':>20}{'bought':>8}{'tokens':>8}{'en':>7}{'minutes':>9}"]
@@ -69,7 +83,14 @@ def table(told: Tree) -> str:
         figures = "".join(f"{_number(r[k]):>20}" for k in ("greedy", "pass@1"))
         bought = f"{100 * r['gain']['pass@1']['value']:+.1f}" if "gain" in r else ""
         lines.append(f"{r['title'][:33]:<34}{figures}{bought:>8}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['minutes']:>9.1f}")
+    lines += [
+        f"{r['title']} keeps of {r['teacher']}: pass@1 {_number(r['kept']['pass@1'])} %" for r in rungs_with_teacher(told)
+    ]
     return "\n".join(lines)
+
+
+def rungs_with_teacher(told: Tree) -> list[Tree]:
+    return [r for r in told["rungs"] if "teacher" in r]
 
 
 def write(path: Path, told: Tree) -> Path:
@@ -99,6 +120,11 @@ def page(told: Tree) -> str:
         f"<style>{STYLE}</style><h1>{name}</h1><p>{intro}</p>",
         f"<h2>Accuracy after each rung, %</h2><p>{keys}</p>{plot(rungs)}",
         f'<h2>What each rung bought</h2><div class="wide">{rows(rungs)}</div>',
+        *(
+            f"<p><b>{escape(r['title'])}</b> keeps {_number(r['kept']['pass@1'])} % of the pass@1 of {escape(r['teacher'])}, "
+            f"{_number(r['kept']['greedy'])} % of its greedy accuracy.</p>"
+            for r in rungs_with_teacher(told)
+        ),
         f'<h2>Length, language, cost</h2><div class="wide">{costs(rungs)}</div><p>{after}</p></html>',
     ]
     return "\n".join(parts)

@@ -53,13 +53,12 @@ def judged(minutes: float, pass1: float) -> dict[str, Any]:
 
 
 STAGES = [
-    ("base", "Base", "base"),
-    ("zero", "", ""),
-    ("zero_eval", "R1-Zero <of nano>", "zero"),
-    ("pick", "", ""),
-    ("cold", "", ""),
+    ("base", "Base", "base", ""),
+    ("zero", "", "", ""),
+    ("zero_eval", "R1-Zero <of nano>", "zero", ""),
+    ("pick", "", "", ""),
 ]
-STAGES += [("cold_eval", "Cold start SFT", "cold"), ("later", "Not there yet", "later")]
+STAGES += [("cold", "", "", ""), ("cold_eval", "Cold start SFT", "cold", "zero"), ("later", "Not there yet", "later", "")]
 MADE = {"base": judged(0.5, 0.2), "zero": entry(4.0), "zero_eval": judged(0.5, 0.55), "pick": entry(0.25), "cold": entry(1.5)}
 MADE |= {"cold_eval": judged(0.5, 0.5)}
 
@@ -74,6 +73,9 @@ def test_gains_and_costs_by_hand() -> None:
     assert told["rungs"][1]["gain"]["pass@1"] == pytest.approx({"value": 0.35, "low": 0.35 - half, "high": 0.35 + half})
     assert told["rungs"][2]["gain"]["pass@1"]["value"] == pytest.approx(-0.05)
     assert "+35.0" in report.table(told)
+    share, half = 0.5 / 0.55, math.hypot(0.05, 0.5 / 0.55 * 0.05) / 0.55
+    assert told["rungs"][2]["kept"]["pass@1"] == pytest.approx({"value": share, "low": share - half, "high": share + half})
+    assert "Cold start SFT keeps of R1-Zero <of nano>: pass@1 90.9" in report.table(told)
 
 
 def test_a_browser_draws_the_page(tmp_path: Path) -> None:
