@@ -141,7 +141,8 @@ class Judged:
         self.close()
 
     def submit(self, completion: Sampled, problem: Mapping[str, Any]) -> Pending:
-        pending = _Pending(self, self.rules and self.rules.submit(completion, problem), problem, completion.text)
+        rules = self.rules.submit(completion, problem) if self.rules else None
+        pending = _Pending(self, rules, problem, completion.text)
         if pending.judged:
             with self.lock:
                 self.waiting.append(pending)
@@ -207,7 +208,7 @@ def of_preference(groups: Sequence[Group], rewards: Mapping[str, Mapping[str, An
         return {}
     weight = float(rewards[NAME].get("weight", 1.0))
     made = [
-        [(s.parts[NAME], s.value, float(c.tokens)) for c, s in zip(g.completions, g.scores, strict=True) if _judged(s)]
+        [(s.parts[NAME], s.value or 0.0, float(c.tokens)) for c, s in zip(g.completions, g.scores, strict=True) if _judged(s)]
         for g in groups
     ]
     every = [x for group in made for x in group]
