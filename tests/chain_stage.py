@@ -18,7 +18,8 @@ def main(out: str, steps: str, pause: str, *read: str) -> int:
     for step in range(len(done), int(steps)):
         with (folder / "steps").open("a") as file:
             file.write(f"{step}\n")
-        print(f"step {step}", flush=True)
+        if step < 2:  # then it is silent, as a stage may be: nobody who reads is missed
+            print(f"step {step}", flush=True)
         time.sleep(float(pause))
     (folder / "final").mkdir(exist_ok=True)
     (folder / "final" / "sum").write_text(str(start + int(steps)))
