@@ -100,7 +100,8 @@ def plan(samples: Samples, count: int, batch: int, row_tokens: int, ranks: int, 
 
     Raises ValueError for a sample that is longer than a row. At most `row_tokens` positions a row; every row has a sample.
     """
-    lengths, row_tokens = samples.lengths - samples.shared, row_tokens - samples.shared
+    lengths: np.ndarray = samples.lengths - samples.shared
+    row_tokens -= samples.shared
     if lengths.max() > row_tokens:
         raise ValueError(f"a sample of {lengths.max()} tokens does not fit into learn.row_tokens = {row_tokens}")
     order = Order(len(lengths), seed)
