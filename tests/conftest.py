@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.tiny_run import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile works: a vLLM engine on a CPU that was in this process before has switched it off."""
+    import torch._dynamo
+
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    with torch._dynamo.config.patch(disable=False):
+        yield

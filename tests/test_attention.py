@@ -116,7 +116,7 @@ def test_the_path_for_a_gpu_equals_the_padded_pass(reference, heads, varlen_on_c
     assert tiny.distance(tiny.gradients(policy.model), gradients) < BOUND
 
 
-def test_layers_are_compiled_once_for_all_layers_and_row_lengths(varlen_on_cpu):
+def test_layers_are_compiled_once_for_all_layers_and_row_lengths(varlen_on_cpu, compiler):
     """One graph, whatever the rows; equal to the layers as they are. The real compiler's turn is in gpu/."""
     model = tiny.make(tiny._config("qwen3"), num_hidden_layers=4, layer_types=["full_attention"] * 4)
     model.set_attn_implementation(PACKED)

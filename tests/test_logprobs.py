@@ -130,9 +130,7 @@ def test_a_head_in_fp32_under_autocast():
     assert 1e-4 < (coarse - exact).abs().max() < 0.2
 
 
-def test_compiled_for_any_number_of_tokens(monkeypatch):
-    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # a vLLM engine on a CPU, in this process, sets it
-    monkeypatch.setattr("torch._dynamo.config.disable", False)
+def test_compiled_for_any_number_of_tokens(compiler, monkeypatch):
     compile_ = torch.compile
     made = []
     monkeypatch.setattr(logprobs.torch, "compile", lambda f: compile_(f, backend=lambda g, _: made.append(g) or g.forward))

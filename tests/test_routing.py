@@ -246,7 +246,7 @@ def test_gradient_checkpointing_replays_again() -> None:
     assert tiny.distance(*found) < 1e-6
 
 
-def test_compiled_layers_replay() -> None:
+def test_compiled_layers_replay(compiler: None) -> None:
     (row,) = rows(told(GROUPS))
     plain, compiled = policy(), policy()
     compiled.layers()[-1].mlp.compile(dynamic=True, backend="eager")  # what is in a layer with experts is in a compiled layer
