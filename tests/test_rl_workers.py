@@ -188,7 +188,7 @@ def test_closed_under_a_call_it_ends_and_starts_nobody(start, capfd):
     time.sleep(0.5)
     pool.close()
     thread.join()
-    assert ended == ["the rollout workers are closed"]
+    assert ended == ["guard workers: the rollout workers are closed"]
     assert pools.gone(numbers, 0)
     assert not pool.coming
     assert "rollout worker lost" not in capfd.readouterr().out
