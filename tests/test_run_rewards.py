@@ -160,8 +160,10 @@ def test_programs_as_a_reward(
     (tmp_path / "code.toml").write_text(CODE_RECIPE.format(folder=tmp_path, model=tiny))
     real = sampling.completion
 
-    def often_right(ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, version: int) -> Completion:
-        return real(ids, logprobs, stops, PROGRAM if ids[0] % 2 else text, version)
+    def often_right(
+        ids: list[int], logprobs: list[float], stops: Sequence[int], text: str, *rest: Any, **more: Any
+    ) -> Completion:
+        return real(ids, logprobs, stops, PROGRAM if ids[0] % 2 else text, *rest, **more)
 
     monkeypatch.setattr(sampling, "completion", often_right)
     assert door.main([str(tmp_path / "code.toml")]) == 0
