@@ -198,7 +198,7 @@ def test_every_step_samples_with_its_own_seed(recipe: str) -> None:
     config = configs.load(recipe, ["rollout.length_jumps=[[4, 20]]", "run.seed=3"])
     seen = [sampling(config, s) for s in range(1, 7)]
     assert len({s.seed for s in seen}) == 6
-    assert seen[2] == Sampling(4, 12, 1.0, seen[2].seed)
+    assert seen[2] == Sampling(4, 12, 1.0, seen[2].seed, experts=config.model.routing_replay)
     assert [s.max_tokens for s in seen] == [12, 12, 12, 20, 20, 20]
     other = configs.load(recipe, ["run.seed=4"])
     assert not {s.seed for s in seen} & {sampling(other, step).seed for step in range(1, 10_000)}
