@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from distill.filter import Filters
 from rl.config import Model, Prompting, RewardWorkers, Rollout
-from rl.config_tree import build, override
+from rl.config_tree import build, read
 from rl.schedule import learning_rate
 
 
@@ -99,14 +98,7 @@ Kind = TypeVar("Kind", Traces, Sft)
 
 def load(kind: type[Kind], path: str | Path, overrides: Sequence[str] = ()) -> Kind:
     """Read a recipe of this kind. Raises ValueError in one line for an unreadable file, an unknown key or a value that cannot be."""
-    try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"recipe {path}: no such file; `ls recipes/*.toml` lists them") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"recipe {path}: cannot be read: {error}") from None
-    for text in overrides:
-        override(tree, text)
+    tree = read(path, overrides)
     of_data = tree.get("data")
     for key in ("train",) if kind is Sft else ("traces", "tests"):
         if isinstance(of_data, dict) and isinstance(of_data.get(key), str):  # one file, as one writes it on a command line

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rl.config_tree import build, flat, override
+from rl.config_tree import build, flat, read
 from rl.schedule import learning_rate
 
 
@@ -195,14 +194,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ValueError in one line for an unreadable file, an unknown key (with the nearest name) or a value of the wrong type.
     """
-    try:
-        tree = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"recipe {path}: no such file; `ls recipes/*.toml` lists them") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"recipe {path}: cannot be read: {error}") from None
-    for text in overrides:
-        override(tree, text)
+    tree = read(path, overrides)
     config = build(Config, tree, "")
     check(config)
     return config

@@ -7,8 +7,22 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe's file with `key.sub=value` set in it. Raises ValueError in one line for a file that cannot be read."""
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"recipe {path}: no such file; `ls recipes/*.toml` lists them") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"recipe {path}: cannot be read: {error}") from None
+    for text in overrides:
+        override(tree, text)
+    return tree
 
 
 def override(tree: dict[str, Any], text: str) -> None:

@@ -55,5 +55,9 @@ def test_a_second_sigterm_is_ignored_and_a_second_ctrl_c_ends() -> None:
 def test_nothing_is_left_for_the_next_run() -> None:
     with stop.listening(), stop.closed():
         send()
-    with stop.listening(), stop.closed(), stop.opened():
-        pass
+    left = []
+    with stop.listening(), stop.closed():
+        with stop.opened():
+            left.append("sampled")
+        left.append("learned")
+    assert left == ["sampled", "learned"]
