@@ -69,13 +69,16 @@ def in_turn(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             command += ["rollout.timeout_s=86400"]  # it stands still between its turns
         runs.append(Paced(way, command, folder, args.limit))
     try:
-        for n in range(step.WARM + args.steps):
+        for run in runs:
+            run.start()
+        for n in range(step.WARM + args.steps + 1):  # turn 0: they have come to their first gate
             for run in runs:
                 if run.failed:
                     continue
                 try:
-                    run.step() if n else run.start()
-                    print(f"{run.name:10} step {n + 1}", "(warm-up)" if n < step.WARM else "", flush=True)
+                    run.step() if n else run.arrive()
+                    what = "is ready" if not n else f"step {n}" + (" (warm-up)" if n <= step.WARM else "")
+                    print(f"{run.name:10} {what}", flush=True)
                 except RuntimeError as error:
                     print(f"{run.name:10} failed: {error}", flush=True)
     finally:

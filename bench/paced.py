@@ -1,6 +1,6 @@
 """Runs that take one step at a time, in turn: what `python -m bench` measures with.
 
-A paced run stops after each line of its steps and waits (`gate`); then all its processes are stopped (SIGSTOP), so that a run that samples
+A paced run waits at a gate once it has imported what it needs, and after each line of its steps; then all its processes are stopped (SIGSTOP), so that a run that samples
 ahead does nothing while another is measured, and what it holds of the GPU stays. A run empties PyTorch's cache of free memory before it
 waits, or several would not fit on one card; taking that memory again belongs to the step, for every run alike.
 
@@ -9,6 +9,7 @@ waits, or several would not fit on one card; taking that memory again belongs to
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def gate() -> None:
     if GATE not in os.environ:
         return
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():  # asking for more would begin to use CUDA, before MPS is there
         torch.cuda.empty_cache()
     go, done = map(int, os.environ[GATE].split(","))
     os.write(done, b".")
@@ -48,7 +49,7 @@ class Paced:
         self.process: Any = None
 
     def start(self) -> None:
-        """Start it and let it take its first step."""
+        """Start it, up to its first gate: what it imports is there. Several may start side by side (`arrive`)."""
         theirs_in, self.go = os.pipe()
         self.done, theirs_out = os.pipe()
         environment = {**os.environ, GATE: f"{theirs_in},{theirs_out}"}
@@ -60,7 +61,6 @@ class Paced:
         os.close(theirs_in)
         os.close(theirs_out)
         os.set_blocking(self.done, False)
-        self._measured(lambda: None)
 
     def step(self) -> None:
         """Let it take one step."""
@@ -73,11 +73,11 @@ class Paced:
 
     def _measured(self, begin: Callable[[], None]) -> None:
         """Until it is at its gate again; its own memory is what came on top of the others', who stand still."""
-        others = memory_in_use([self._tree()]) - self.held
+        others = (gpu_gib() or self.held) - self.held  # on a CPU a process has memory of its own
         watch = _Watch(lambda: memory_in_use([self._tree()]))
         begin()
         try:
-            self._arrive()
+            self.arrive()
         finally:
             most = watch.end()
         for p in self._tree():
@@ -86,7 +86,8 @@ class Paced:
         self.held = memory_in_use([self._tree()]) - others
         self.peak = max(self.peak, most - others, self.held)
 
-    def _arrive(self) -> None:
+    def arrive(self) -> None:
+        """Wait until it stands at its gate."""
         end = time.monotonic() + self.limit
         while time.monotonic() < end:
             try:
@@ -197,6 +198,9 @@ def main(argv: Sequence[str]) -> int:
     from recipes import run
     from rl.report import Journal
 
+    if "rollout.placement=processes" not in argv and importlib.util.find_spec("vllm"):  # else only its workers need it
+        importlib.import_module("vllm")  # now, while the other runs do the same
+    gate()
     plain = Journal.step
 
     def step(self: Journal, metrics: Mapping[str, Any]) -> None:

@@ -40,6 +40,9 @@ def main() -> int:
     parser.add_argument("--ends", default="", help="JSON list of further ids that end a completion")
     parser.add_argument("--tuned", action="store_true")
     args = parser.parse_args()
+    import trl.trainer.grpo_trainer  # noqa: F401  with vLLM: takes long, and may be done beside other runs
+
+    gate()
     if torch.cuda.is_available():
         train(args)
         return 0

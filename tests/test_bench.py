@@ -28,6 +28,7 @@ worker += "    n += 1; pathlib.Path(sys.argv[1]).write_text(str(n)); time.sleep(
 subprocess.Popen([sys.executable, "-c", worker, str(folder / "count")], start_new_session=True)
 while not (folder / "count").exists():
     time.sleep(0.01)
+gate()
 for n in range(10):
     if n == fails_at:
         raise SystemExit("no such luck")
@@ -46,6 +47,9 @@ def paced(folder: Path, fails_at: int = 99) -> Paced:
 def run(tmp_path: Path) -> Iterator[Paced]:
     run = paced(tmp_path)
     run.start()
+    run.arrive()
+    assert not (tmp_path / "steps").exists()
+    run.step()
     yield run
     run.end()
 
@@ -81,6 +85,7 @@ def test_nothing_of_it_runs_between_its_turns(run: Paced, tmp_path: Path) -> Non
 def test_it_ends_whole(tmp_path: Path) -> None:
     run = paced(tmp_path)
     run.start()
+    run.arrive()
     family = psutil.Process(run.process.pid).children(recursive=True)
     run.end()
     assert len(family) == 1
@@ -96,6 +101,8 @@ def test_memory_is_its_own(run: Paced) -> None:
 def test_a_run_that_ends_says_why(tmp_path: Path) -> None:
     run = paced(tmp_path, fails_at=1)
     run.start()
+    run.arrive()
+    run.step()
     with pytest.raises(RuntimeError, match="exit 1: no such luck"):
         run.step()
     assert run.failed == "exit 1: no such luck"
