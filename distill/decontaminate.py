@@ -1,9 +1,9 @@
 """Traces out whose question, or whose text, is a test question: exactly, by words, or by 70 % of its word n-grams (eval/contamination.py).
 
 A question and all its traces are one row and go together: a clean question with a trace that recites a test question tells that the
-teacher knows the test. eval/contamination.py names for each test question one training row, the first with most of it; so rows are taken
-out and it is asked again, until no test question is left of which the rest has a whole, or 70 % of its n-grams. That is the promise: the
-figures of what is kept are all zero in these columns, however the n-grams of a test question are spread over rows.
+teacher knows the test. The promise: of what is kept no test question is there as a whole, and of none 70 % of the n-grams are, however
+they are spread over rows. So that few rows go for it, those go that hold a test question's rarest n-grams, until less than 70 % are left:
+whoever holds it whole, or 70 % of it alone, is among them; a turn of phrase that many rows share is left to them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from distill.filter import Dropped
 from distill.traces import Trace
-from eval.contamination import MOST, SIZES, Contamination, contamination
+from eval.contamination import MOST, SIZES, Contamination, contamination, held_whole, holders
 
 Tests = Mapping[str, Sequence[tuple[str, str]]]  # test set -> (id, question)
 
@@ -37,32 +39,34 @@ def decontaminate(traces: Sequence[Trace], tests: Tests, sizes: Sequence[int] = 
     for trace in traces:
         texts[trace.problem] = texts[trace.problem] or [trace.question]
         texts[trace.problem].append(trace.text)
-    rows = {problem: "\n".join(parts) for problem, parts in texts.items()}
-    before = found = contamination(rows.items(), tests, sizes)
-    reasons: dict[str, str] = {}
-    while named := _named(found):
-        reasons |= named
-        for problem in named:
-            del rows[problem]
-        if not rows:
-            found = [Contamination(c.task, c.n, c.questions, c.short, 0) for c in found]
-            break
-        found = contamination(rows.items(), tests, sizes)
+    rows = [(problem, "\n".join(parts)) for problem, parts in texts.items()]
+    before, reasons = contamination(rows, tests, sizes), _reasons(rows, tests, sizes)
+    left = [row for row in rows if row[0] not in reasons]
+    after = contamination(left, tests, sizes) if left else [Contamination(c.task, c.n, c.questions, c.short, 0) for c in before]
+    assert not any(c.most for c in after), "what held 70 % of a test question is out"
     kept, dropped = list[Trace](), Dropped()
     for trace in traces:
         if trace.problem in reasons:
             dropped.add(trace, "test question", reasons[trace.problem])
         else:
             kept.append(trace)
-    return Clean(kept, dropped, before, found)
+    return Clean(kept, dropped, before, after)
 
 
-def _named(found: Sequence[Contamination]) -> dict[str, str]:
+def _reasons(rows: Sequence[tuple[str, str]], tests: Tests, sizes: Sequence[int]) -> dict[str, str]:
     """Training questions that have too much of a test question, and what."""
     reasons: dict[str, str] = {}
-    for c in found:
-        for shared in c.found:
-            if shared.whole or shared.share >= MOST:
-                how = shared.whole or f"{shared.share:.0%} of {c.n}-grams"
-                reasons.setdefault(shared.train, f"{c.task} {shared.id}: {how}")
+    gone: np.ndarray = np.zeros(len(rows), dtype=bool)
+    for task, number, n, holders_of in holders(rows, tests, sizes):
+        left = sorted((held[~gone[held]] for held in holders_of), key=len)
+        present = sum(len(held) > 0 for held in left)
+        allowed = max(k for k in range(present + 1) if k == 0 or k / len(left) < MOST)
+        if present == allowed:
+            continue
+        own, (id, question) = np.bincount(np.concatenate(left)) / len(left), tests[task][number]
+        for row in np.unique(np.concatenate(left[: len(left) - allowed])).tolist():
+            together = "" if own[row] >= MOST else f", {present / len(left):.0%} with other rows"
+            how = held_whole(question, rows[row][1]) or f"{own[row]:.0%} of {n}-grams{together}"
+            reasons[rows[row][0]] = f"{task} {id}: {how}"
+            gone[row] = True
     return reasons

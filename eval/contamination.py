@@ -160,6 +160,9 @@ class _Index:
         self.whole = [("", "")] * len(texts)  # how, and in which row first, the whole question was found
         self.names: dict[int, str] = {}  # of training rows that were the first with some n-gram
         self.grams: dict[int, _Grams] = {}
+        self.held: dict[int, list[np.ndarray]] | None = (
+            None  # by n, (place in `hashes`, row) of all n-grams; None: not asked for
+        )
         for length in sorted({min(smallest, len(w)) for w in self.words} | set(sizes)):
             own = {q: w for q, w in enumerate(self.words) if len(w) == length or (len(w) > length and length in sizes)}
             if length and own:
@@ -173,6 +176,8 @@ class _Index:
         spaced: dict[int, tuple[str, str]] = {}
         for length, grams in self.grams.items():
             at, row = grams.find(numbers, row_of_word)
+            if self.held is not None:
+                self.held[length].append(np.unique(np.stack([at, row + before]), axis=1))
             for number in grams.note(at, row + before) if length in self.sizes else ():
                 self.names[number] = rows[number - before][0]
             anchors = grams.anchor[at]
@@ -232,6 +237,36 @@ def contamination(
         short = sum(len(index.words[q]) < n for q in own)
         results.append(Contamination(task, n, len(own), short, rows, tuple(found)))
     return results
+
+
+def holders(
+    train: Sequence[tuple[str, str]], tests: Mapping[str, Sequence[tuple[str, str]]], sizes: Sequence[int] = SIZES
+) -> Iterator[tuple[str, int, int, list[np.ndarray]]]:
+    """(test set, number of the question in it, n, of each of its n-grams the rows of `train` that have it, sorted).
+
+    A question of fewer words than the smallest n is one n-gram of its own length. Memory grows with what the two have in common.
+    """
+    names = [(task, i) for task, questions in tests.items() for i in range(len(questions))]
+    index = _Index([text for questions in tests.values() for _, text in questions], sizes)
+    index.held = {length: [np.zeros((2, 0), dtype=np.int64)] for length in index.grams}
+    for start in range(0, len(train), BATCH):
+        index.add(train[start : start + BATCH], start)
+    for length, grams in index.grams.items():
+        places, rows = np.concatenate(index.held[length], axis=1)
+        order = np.lexsort((rows, places))
+        of_place = np.split(rows[order], np.searchsorted(places[order], np.arange(1, len(grams.hashes))))
+        for q, own in grams.of.items():
+            yield *names[q], length, [of_place[place] for place in own]
+
+
+def held_whole(question: str, text: str) -> str:
+    """Whether a text has a question whole: "exact", "words" (other operators between the words) or "".
+
+    >>> held_whole("Is 2 + 2 = 4?", "He asks: is 2+2=4?"), held_whole("Is 2 + 2 = 4?", "Is 2-2 = 4"), held_whole("Is 2 + 2 = 4?", "4")
+    ('exact', 'words', '')
+    """
+    asked, found = _spaced(question), _spaced(text)
+    return ("exact" if asked[1] in found[1] else "words") if asked[0] in found[0] else ""
 
 
 def training_texts(name: str, sources: Mapping[str, Source] | None = None) -> Iterator[tuple[str, str]]:

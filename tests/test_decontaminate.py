@@ -56,6 +56,23 @@ def test_ngrams_spread_over_rows_are_found_together() -> None:
     assert gone  # neither half alone has 70 %, both together have
 
 
+def test_what_many_rows_share_is_left_to_them() -> None:
+    """The opening alone, in many rows, and the rest in one: that one goes, and one is enough."""
+    words = TEST.split()
+    opening = [trace(f"common/{i}", " ".join(words[:12]) + f" and waits {n}.") for i, n in enumerate(("one", "two", "six"))]
+    kept, gone = cleaned([trace("rest", " ".join(words[4:])), *opening])
+    assert set(gone) == {"rest#0"}
+    assert kept == [t.id for t in opening]
+
+
+def test_a_short_question_is_found_whole() -> None:
+    found = decontaminate(
+        [trace("a", "So: what is 2 + 2? Say."), trace("b", "What is 2 to me?")], {"sums": [("s/0", "What is 2+2?")]}
+    )
+    assert [t.id for t in found.kept] == ["b#0"]
+    assert found.dropped.traces[0][2] == "sums s/0: exact"
+
+
 def test_a_common_phrase_is_no_contamination() -> None:
     phrase = " ".join(TEST.split()[:10])
     assert cleaned([trace("a", phrase + " and goes home."), trace("b", CLEAN)])[1] == {}
