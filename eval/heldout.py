@@ -34,7 +34,13 @@ def evaluate(
         "truncated": sum(c.truncated for c in completions) / len(completions),
         "mean_tokens": sum(c.tokens for c in completions) / len(completions),
         **{f"by_{column}": _by(greedy, drawn, samples, column) for column in ("part", "steps")},
+        # Of each problem how many were right, so that two evaluations can be compared problem by problem.
+        "right": {"greedy": _right(greedy), "pass@1": _right(drawn)},
     }
+
+
+def _right(groups: Sequence[Group]) -> list[int]:
+    return [int(sum(row)) for row in _earned(groups, *RIGHT)]
 
 
 def _earned(groups: Sequence[Group], *names: str) -> list[list[float]]:

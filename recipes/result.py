@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.paired import difference_interval
 from eval.provenance import commit, versions
 from rl.config import Config
 
@@ -45,9 +48,30 @@ def result(
         "versions": versions(),
         "commit": commit(),
         "sandbox": sandbox,
+        "gained": gained(before, after),
         "before": before,
         "after": after,
     }
+
+
+def gained(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """After minus before on the same problems, paired: `difference`, its 95 % interval `low`, `high`, and its standard error `se`.
+
+    Of greedy and sampled accuracy; empty where evaluations do not tell problem by problem, or not of the same draws.
+    """
+    told: dict[str, dict[str, float]] = {}
+    if not (before and after and before.get("right") and after.get("right")) or before["samples"] != after["samples"]:
+        return told
+    for name, samples in (("greedy", 1), ("pass@1", after["samples"])):
+        old, new = (np.asarray(e["right"][name], dtype=np.float64) / samples for e in (before, after))
+        if len(old) != len(new) or len(old) < 2:
+            return {}
+        low, high = difference_interval(new - old)
+        told[name] = {
+            "difference": float((new - old).mean()), "low": low, "high": high,
+            "se": float((new - old).std(ddof=1) / len(old) ** 0.5),
+        }  # fmt: skip
+    return told
 
 
 def figures(e: Mapping[str, Any]) -> str:
@@ -63,6 +87,10 @@ def line(tree: Mapping[str, Any]) -> str:
     parts = [
         f"{label} {old['value']:.3f} -> {new['value']:.3f} [{new['low']:.3f}, {new['high']:.3f}]"
         for (label, old), (_, new) in zip(_measures(before), _measures(after), strict=True)
+    ]
+    parts += [
+        f"{'sampled ' * (label != 'greedy')}{label} {m['difference']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] paired"
+        for label, m in (tree.get("gained") or {}).items()
     ]
     minutes, seed = tree["minutes"]["total"], tree["seed"]
     return f"{tree['name']}, {after['problems']} held-out problems: {', '.join(parts)}; {minutes:.1f} minutes, seed {seed}"

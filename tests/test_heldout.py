@@ -65,6 +65,7 @@ def test_by_hand() -> None:
     assert e["pass@4"]["value"] == 1.0  # each was right once in four
     assert e["format"]["value"] == pytest.approx(11 / 12)
     assert (e["truncated"], e["mean_tokens"]) == (0.0, pytest.approx((11 + 4) / 12))
+    assert e["right"] == {"greedy": [1, 0, 1], "pass@1": [3, 1, 1]}
     assert run(cut=True)[0]["truncated"] == 1.0
 
 

@@ -36,6 +36,23 @@ def test_without_evaluation_it_says_so() -> None:
     assert result.line(tree) == "x: 60 steps done; no held-out evaluation (data.heldout, evaluate.problems)"
 
 
+def test_what_was_gained_is_paired() -> None:
+    told = [
+        {"samples": 2, "right": {"greedy": g, "pass@1": s}}
+        for g, s in (([0, 0, 1, 0], [0, 1, 2, 0]), ([0, 1, 1, 1], [2, 2, 2, 0]))
+    ]
+    found = result.gained(*told)
+    assert (found["greedy"]["difference"], found["pass@1"]["difference"]) == (
+        0.5,
+        0.375,
+    )  # (0 + 1 + 0 + 1) / 4, (1 + 1/2 + 0 + 0) / 4
+    assert found["greedy"]["se"] == pytest.approx((1 / 3) ** 0.5 / 2)  # variance of 0, 1, 0, 1 over 4 problems
+    assert found["pass@1"]["low"] < 0.375 < found["pass@1"]["high"]
+    tree = result.result(Config(name="x"), 1, evaluation(0.2) | told[0], evaluation(0.6) | told[1], {"total": 1.0})
+    assert "greedy +0.500 [" in result.line(tree)
+    assert result.gained(told[0], told[1] | {"samples": 4}) == {}
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "result.json"
     result.write_json(path, {"a": "é"})

@@ -38,16 +38,18 @@ WARM_UP = 0.03
 FINAL_RATE = 0.02  # of the peak, at the end of the cosine
 
 
-def build_model(hidden: int, layers: int, heads: int, intermediate: int, tokenizer: Any) -> Any:
-    """A Qwen3 with random weights, tied embeddings and one key-value head."""
+def build_model(
+    hidden: int, layers: int, heads: int, intermediate: int, tokenizer: Any, vocabulary: int = VOCABULARY, key_heads: int = 1
+) -> Any:
+    """A Qwen3 with random weights and tied embeddings."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=1,
+        num_key_value_heads=key_heads,
         head_dim=HEAD_DIM,
         intermediate_size=intermediate,
         max_position_embeddings=CONTEXT,

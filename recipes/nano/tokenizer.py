@@ -7,6 +7,7 @@ Any text survives the round trip, because every byte is a token.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from recipes.nano.corpus import Mix, documents
@@ -24,8 +25,12 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(seed: int = 0, count: int = 20_000) -> Any:
     """A transformers fast tokenizer, trained on `count` generated documents."""
+    return fast(train_bpe((d.prompt + d.completion for d in documents(count, f"tokenizer/{seed}", Mix())), VOCABULARY))
+
+
+def train_bpe(texts: Iterable[str], vocabulary: int) -> Any:
+    """The tokenizer itself (tokenizers.Tokenizer), of at most `vocabulary` tokens, the tags among them."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -36,15 +41,21 @@ def train_tokenizer(seed: int = 0, count: int = 20_000) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(TAGS),
+        vocab_size=vocabulary - len(TAGS),
         special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     # The tags become tokens of their own below; merges for their letters would be wasted.
-    texts = (re.sub("|".join(TAGS), " ", d.prompt + d.completion) for d in documents(count, f"tokenizer/{seed}", Mix()))
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((re.sub("|".join(TAGS), " ", text) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
+    return tokenizer
+
+
+def fast(tokenizer: Any) -> Any:
+    """As transformers has it."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=EOS,
