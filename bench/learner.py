@@ -69,7 +69,7 @@ def variants(rows: Sequence[int]) -> list[Variant]:
         *(Variant(f"compiled, {n}", compiled=True, row_tokens=n) for n in sorted(rows, reverse=True)),
         Variant(f"compiled, {long}, checkpoint 1", compiled=True, checkpoint=1.0, row_tokens=long),
         Variant(f"compiled, {long}, lean", compiled=True, lean=True, row_tokens=long),
-        Variant(f"compiled, {long}, lean, checkpoint 0.6", compiled=True, lean=True, checkpoint=0.6, row_tokens=long),
+        Variant(f"compiled, {long}, lean, checkpoint 0.75", compiled=True, lean=True, checkpoint=0.75, row_tokens=long),
         Variant(f"packed, {long}", row_tokens=long),
         Variant("padded, checkpointed, fp32 weights", padded=True, checkpoint=1.0),
     ]

@@ -1,8 +1,9 @@
 """Runs that take one step at a time, in turn: what `python -m bench` measures with.
 
-A paced run waits at a gate once it has imported what it needs, and after each line of its steps; then all its processes are stopped (SIGSTOP), so that a run that samples
-ahead does nothing while another is measured, and what it holds of the GPU stays. A run empties PyTorch's cache of free memory before it
-waits, or several would not fit on one card; taking that memory again belongs to the step, for every run alike.
+A paced run waits at a gate once it has imported what it needs, and after each line of its steps; then all its processes are stopped
+(SIGSTOP), so that a run that samples ahead does nothing while another is measured, and what it holds of the GPU stays. A run empties
+PyTorch's cache of free memory before it waits, or several would not fit on one card; taking that memory again belongs to the step, for
+every run alike.
 
     python -m bench.paced recipes/X.toml key=value ...        recipes.run, with a gate after each step
 """
