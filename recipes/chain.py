@@ -6,16 +6,16 @@ A ladder is one TOML file:
     [[stage]]
     name = "cold_start"                       # its folder is OUT/cold_start, {here} in its own args, {cold_start} in later ones
     run = "recipes.sft"                       # the module: python -m recipes.sft ARGS
-    args = ["recipes/sft_nano.toml", "data.train=[{picked}/kept.jsonl]", "run.out={here}"]
+    args = ["recipes/student_nano.toml", "data.train=['{picked}/kept.jsonl']", "run.out={here}"]  # values are TOML: quotes in a list
     outputs = ["final"]                       # what later stages may read, relative to its folder
     metrics = "result.json"                   # optional: copied into the manifest
     title = "Cold start"                      # optional: a rung of the report; its `final` is evaluated (recipes/rung.py, `evaluate`)
     resume = "--resume"                       # optional: added where {here}/config.json is there, a run that was ended before
 
-OUT/manifest.json has of each finished stage its command, inputs and outputs with their SHA-256, metrics, minutes, commit. A stage is done
-when that entry is there and everything it names still has its hash; what is done is not run again. Inputs are what its args name: files
-and folders of the repository, outputs of earlier stages. A stage whose inputs or command have changed since is refused (its folder holds
-something else): `--again STAGE` puts its folder aside and those of the stages that read from it.
+OUT/manifest.json has of each finished stage its command, inputs and outputs with their SHA-256, metrics, minutes (of the clock, and of
+processors), commit. A stage is done when that entry is there and everything it names still has its hash; what is done is not run again.
+Inputs are what its args name: files and folders of the repository, outputs of earlier stages. A stage whose inputs or command have changed
+since is refused (its folder holds something else): `--again STAGE` puts its folder aside and those of the stages that read from it.
 
 Killed at any moment, the same command goes on: the manifest is replaced whole, a stage's child ends with this process, and a stage that
 was under way goes on from its own checkpoints (`resume`), or begins again (its command then must begin by itself in a folder that is
@@ -28,26 +28,30 @@ import argparse
 import ctypes
 import hashlib
 import json
+import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from eval.provenance import commit
-from recipes import ladder_report
+from recipes import ladder_page, ladder_report
 from recipes.folder import claimed
 from recipes.result import write_json
 from rl.config_tree import build
 
 ROOT = Path(__file__).resolve().parent.parent
-MANIFEST, RUNG = "manifest.json", "recipes.rung"
+MANIFEST, BYTECODE, RUNG = "manifest.json", ".bytecode", "recipes.rung"
 _NAME = re.compile(r"\{(\w+)\}")
 _PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
 
@@ -103,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with claimed(out):
             tree = climb(ladder, out, args.again)
         if any(s.run == RUNG for s in ladder.stage):
-            told = ladder_report.collect(ladder.name, [(s.name, s.title, s.model, s.teacher) for s in ladder.stage], tree)
+            told = ladder_report.collect(ladder.name, ladder.stage, tree, out)
             print(ladder_report.table(told))
-            print(f"report {ladder_report.write(out / 'report.html', told)}", flush=True)
+            print(f"report {ladder_page.write(out / 'report.html', told)}", flush=True)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
@@ -130,6 +134,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Ladder:
             raise ValueError(f"override {text!r}: a ladder takes out=FOLDER; settings of a stage stand in its args in {path}")
         tree["out"] = value
     ladder: Ladder = build(Ladder, tree, "")
+    if not ladder.stage:
+        raise ValueError(f"ladder {path}: no [[stage]]")
+    ladder = replace(ladder, stage=tuple(each for stage in ladder.stage for each in evaluated(stage, ladder.evaluate)))
     known: set[str] = set()
     for stage in ladder.stage:
         if not re.fullmatch(r"\w+", stage.name) or stage.name in (*known, "here", "out"):
@@ -144,9 +151,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Ladder:
                     f"ladder {path}: stage {stage.name} reads all of {{{name}}}: say which of its outputs, {{{name}}}/..."
                 )
         known.add(stage.name)
-    if not ladder.stage:
-        raise ValueError(f"ladder {path}: no [[stage]]")
-    return replace(ladder, stage=tuple(each for stage in ladder.stage for each in evaluated(stage, ladder.evaluate)))
+    return ladder
 
 
 def evaluated(stage: Stage, args: Sequence[str]) -> Iterator[Stage]:
@@ -160,7 +165,7 @@ def evaluated(stage: Stage, args: Sequence[str]) -> Iterator[Stage]:
             name,
             RUNG,
             (model, "{here}", *args),
-            ("eval.json",),
+            ("eval.json", "questions.json"),
             "eval.json",
             title=stage.title,
             model=stage.name,
@@ -177,6 +182,7 @@ def climb(ladder: Ladder, out: Path, again: str = "") -> dict[str, Any]:
         if why:
             run_stage(stage, out)
         print(f"{'done' if why else 'found':<6} {stage.name}", flush=True)
+    shutil.rmtree(out / BYTECODE, ignore_errors=True)  # nothing needs it any more
     print(f"manifest {out / MANIFEST}", flush=True)
     return read(out)
 
@@ -216,16 +222,17 @@ def run_stage(stage: Stage, out: Path) -> None:
         command.append(stage.resume)
     print(f"\n=== {stage.name}: {' '.join(command[1:])}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
-    log, clock, begun = out / f"{stage.name}.log", out / f".{stage.name}.seconds", time.time()
-    earlier = float(clock.read_text() or 0.0) if clock.exists() else 0.0  # of goes that were ended
+    log, clock = out / f"{stage.name}.log", Clock(out / f".{stage.name}.seconds")
     with log.open("ab") as file:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_ends_with_parent)
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(out), preexec_fn=_ends_with_parent
+        )
         assert child.stdout is not None
         try:
             for line in iter(child.stdout.readline, b""):
                 file.write(line)
                 file.flush()
-                clock.write_text(f"{earlier + time.time() - begun:.1f}")
+                clock.note(child.pid)
                 sys.stdout.write(line.decode(errors="replace"))
                 sys.stdout.flush()
             code = child.wait()
@@ -241,11 +248,46 @@ def run_stage(stage: Stage, out: Path) -> None:
         raise StageFailed(f"{stage.name} (it did not make {', '.join(absent)})", 1, log)
     tree = read(out)
     tree["stages"][stage.name] = {
-        "run": stage.run, "args": list(stage.args), "inputs": read_from, "outputs": made, "minutes": (earlier + time.time() - begun) / 60,
+        "run": stage.run, "args": list(stage.args), "inputs": read_from, "outputs": made, **clock.minutes(),
         "metrics": json.loads((here / stage.metrics).read_text(encoding="utf-8")) if stage.metrics else {}, "commit": commit(),
     }  # fmt: skip
     write_json(out / MANIFEST, tree)
-    clock.unlink(missing_ok=True)
+    clock.path.unlink(missing_ok=True)
+
+
+def environment(out: Path) -> dict[str, str]:
+    """A stage's. Images often forbid Python to keep byte code; two dozen processes would each compile vLLM anew, 16 s of CPU time."""
+    env = dict(os.environ)
+    if env.pop("PYTHONDONTWRITEBYTECODE", ""):
+        env.setdefault("PYTHONPYCACHEPREFIX", str((out / BYTECODE).resolve()))
+    return env
+
+
+class Clock:
+    """Seconds of a stage, of the clock and of its processors, those of goes that were killed included (to their last line)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.begun, self.used = path, time.time(), _children()
+        self.earlier = [float(n) for n in path.read_text().split()] if path.exists() else []
+        self.earlier = self.earlier if len(self.earlier) == 2 else [0.0, 0.0]  # killed while it was written
+
+    def note(self, pid: int) -> None:
+        """Write down what the child has used."""
+        with suppress(OSError, ValueError):  # it has just ended
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            cpu = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            self.path.write_text(f"{self.earlier[0] + time.time() - self.begun:.1f} {self.earlier[1] + cpu:.1f}")
+
+    def minutes(self) -> dict[str, float]:
+        """Once the child has ended."""
+        seconds = (self.earlier[0] + time.time() - self.begun, self.earlier[1] + _children() - self.used)
+        return {"minutes": seconds[0] / 60, "cpu_minutes": seconds[1] / 60}
+
+
+def _children() -> float:
+    """CPU seconds of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def put_aside(ladder: Ladder, out: Path, again: str) -> None:

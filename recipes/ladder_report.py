@@ -1,70 +1,98 @@
-"""One page over all rungs of a ladder: accuracy with intervals after each, length, language mix, cost, and what each rung bought.
+"""A ladder in numbers: accuracy with intervals after each rung, what each bought, length, language, cost. recipes/ladder_page.py draws it.
 
-Written by recipes/chain.py from its manifest alone: `collect` -> `table` (the terminal's) and `write` (the page, one file, no script).
-A rung's gain is the difference to the rung before it on the same questions, its interval from both rungs' own (independent draws of
-answers to the same questions: a paired interval, which recipes/compare would give, is no wider). Cost is wall-clock minutes of its stages
-on the machine that ran them, those of goes that were killed included, evaluations apart.
+`collect` reads what recipes/chain.py wrote: its manifest, and of each rung questions.json (recipes/rung.py). What is counted, and how:
+1. A gain is that of a rung over the rung above it, and over the rung whose weights it began from where that is another one. Both rungs
+   answered the same questions, so the interval is of the paired differences (eval/paired.py), narrower than two intervals side by side.
+2. Judge scores are in standard deviations of the answers that the judge was trained on; intervals by Student's t over requests.
+3. Minutes are wall-clock on the machine that ran, and of its processors; goes that were killed count to their last line. Tokens sampled
+   are those of answers that a stage drew; tokens learned from those of each update's rows, a token seen in two updates twice.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from eval.estimators import student
+from eval.paired import paired
 
 Tree = Mapping[str, Any]
-FIGURES = ("greedy", "pass@1", "general")
-WIDTH, HEIGHT, LEFT, TOP = 960, 320, 48, 16
-COLORS = {"greedy": "#1f6feb", "pass@1": "#d1650f", "general": "#2a7f3f"}
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2128;background:#fff;max-width:1080px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0 0 .2rem} h2{font-size:1.15rem;margin:2rem 0 .5rem} p{max-width:46rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-td,th{padding:.3rem .5rem;border-bottom:1px solid #d8dee4;text-align:right;vertical-align:top}
-th{font-weight:600;color:#57606a;font-size:.85rem} td:first-child,th:first-child{text-align:left} .wide{overflow-x:auto}
-small{color:#57606a;white-space:nowrap;display:block} .up{color:#1a7f37} .down{color:#b42318}
-svg{width:100%;height:auto} .key{display:inline-block;margin-right:1.2rem}
-"""
+FIGURES = ("greedy", "pass@1", "general", "judge")
+_START = re.compile(r"model\.path=\{(\w+)\}/|model\.path=(.+)")
 
 
-def collect(name: str, stages: Sequence[tuple[str, str, str, str]], manifest: Tree) -> dict[str, Any]:
-    """The rungs in order; `stages` are (name, title, stage that is judged, its teacher's) and a rung is one with a title that was judged.
+class Stage(Protocol):
+    """What is asked of a stage of recipes/chain.py."""
 
-    A rung's minutes are those of all stages since the rung before it, evaluations left out.
-    """
+    @property
+    def name(self) -> str: ...
+    @property
+    def args(self) -> Sequence[str]: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def teacher(self) -> str: ...
+
+
+def collect(name: str, stages: Sequence[Stage], manifest: Tree, out: Path) -> dict[str, Any]:
+    """The rungs in order, each with the stages that led to it. A stage with a title is the evaluation of the rung `model`."""
     rungs: list[dict[str, Any]] = []
-    minutes, judging = 0.0, 0.0
-    parts: list[str] = []
-    at: dict[str, dict[str, Any]] = {}  # rungs by the stage that is judged
-    for stage, title, judged, teacher in stages:
-        entry = manifest["stages"].get(stage)
+    led: list[dict[str, Any]] = []
+    at: dict[str, dict[str, Any]] = {}  # rungs by the stage that is judged, or what it names in the repository
+    begun = {stage.name: _start(stage.args) for stage in stages}
+    judging = {"minutes": 0.0, "cpu_minutes": 0.0}
+    for stage in stages:
+        entry = manifest["stages"].get(stage.name)
         if entry is None:
             continue
-        if not judged:
-            minutes += entry["minutes"]
-            parts.append(stage)
+        if not stage.title:
+            led.append({"name": stage.name, **spent(out / stage.name, entry), "made": made(entry["metrics"])})
             continue
-        judging += entry["minutes"]
-        rungs.append({"title": title, "minutes": minutes, "stages": parts, **entry["metrics"]})
-        minutes, parts = 0.0, []
-        at[judged] = rungs[-1]
-        if teacher in at:
-            rungs[-1]["teacher"] = at[teacher]["title"]
-            rungs[-1]["kept"] = {key: kept(at[teacher][key], rungs[-1][key]) for key in ("greedy", "pass@1")}
+        judging = {key: judging[key] + entry.get(key, 0.0) for key in judging}
+        questions = json.loads((out / stage.name / "questions.json").read_text(encoding="utf-8"))
+        rung = {"title": stage.title, "stages": led, "total": total(led), "questions": questions, **entry["metrics"]}
+        start = at.get(begun.get(stage.model, ""))
+        if start and rungs and start is not rungs[-1]:
+            rung["start"] = {"title": start["title"], "gain": gains(start, rung)}
+        if teacher := at.get(stage.teacher):
+            rung["teacher"] = teacher["title"]
+            rung["kept"] = {key: kept(teacher[key], rung[key]) for key in ("greedy", "pass@1")}
+        at |= {stage.model: rung, entry["args"][0]: rung}
+        rungs.append(rung)
+        led = []
     for before, now in pairwise(rungs):
-        now["gain"] = {key: gain(before[key], now[key]) for key in FIGURES if key in before and key in now}
-    return {"name": name, "rungs": rungs, "judging": judging, "minutes": sum(r["minutes"] for r in rungs)}
+        now["gain"] = gains(before, now)
+    return {"name": name, "rungs": rungs, "judging": judging, "total": total([s for r in rungs for s in r["stages"]])}
 
 
-def gain(before: Tree, now: Tree) -> dict[str, float]:
-    """Difference with its 95 % interval: half-widths of both, in quadrature, each on its side."""
-    value = now["value"] - before["value"]
-    down = math.hypot(now["value"] - now["low"], before["high"] - before["value"])
-    up = math.hypot(now["high"] - now["value"], before["value"] - before["low"])
-    return {"value": value, "low": value - down, "high": value + up}
+def _start(args: Sequence[str]) -> str:
+    """The stage, or the path, whose weights a stage begins from."""
+    found = next((m for m in map(_START.fullmatch, (a.removesuffix("final") for a in args)) if m), None)
+    return (found[1] or found[2]) if found else ""
+
+
+def gains(before: Tree, now: Tree) -> dict[str, dict[str, float]]:
+    """Of each figure that both have."""
+    both = [key for key in FIGURES if key in before and key in now]
+    return {key: gain(before["questions"][key], now["questions"][key]) for key in both}
+
+
+def gain(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The mean difference on the same questions with its 95 % interval; verdicts of 0 and 1, or a judge's scores."""
+    if all(value in (0, 1) for row in (*before, *now) for value in row):
+        told = asdict(paired(before, now))
+        return {"value": told["difference"], "low": told["low"], "high": told["high"], "p": told["p"]}
+    means = [math.fsum(b) / len(b) - math.fsum(a) / len(a) for a, b in zip(before, now, strict=True)]
+    found = student(means)
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def kept(teacher: Tree, student: Tree) -> dict[str, float]:
@@ -76,142 +104,56 @@ def kept(teacher: Tree, student: Tree) -> dict[str, float]:
     return {"value": share, "low": share - half, "high": share + half}
 
 
+def spent(folder: Path, entry: Tree) -> dict[str, float]:
+    """Minutes and tokens of a stage, from what it wrote down."""
+    sampled, learned = 0, 0
+    steps, traces = folder / "metrics.jsonl", sorted(folder.glob("traces/*.jsonl"))
+    if steps.exists():
+        rows = {row["step"]: row for row in map(json.loads, steps.read_text(encoding="utf-8").splitlines())}
+        sampled = learned = sum(row.get("tokens", 0) for row in rows.values())
+    for path in traces:
+        with path.open(encoding="utf-8") as lines:
+            sampled += sum(json.loads(line).get("tokens", 0) for line in lines)
+    learned = learned or int(entry["metrics"].get("tokens", 0))
+    return {"minutes": entry["minutes"], "cpu_minutes": entry.get("cpu_minutes", 0.0), "sampled": sampled, "learned": learned}
+
+
+def total(stages: Sequence[Tree]) -> dict[str, float]:
+    return {key: sum(s[key] for s in stages) for key in ("minutes", "cpu_minutes", "sampled", "learned")}
+
+
+def made(metrics: Tree) -> str:
+    """What a stage ended with, in a few words; "" where its metrics say nothing that a reader of the ladder asks for."""
+    if "kept" in metrics and "traces" in metrics:
+        dropped = sorted(metrics["dropped"].items(), key=lambda item: -item[1])
+        why = ", ".join(f"{n:,} {reason}" for reason, n in dropped)
+        return f"{metrics['kept']:,} of {metrics['traces']:,} traces kept" + (f"; dropped: {why}" if why else "")
+    if "dimensions" in metrics:
+        told = (f"{name} {100 * d['accuracy']['value']:.0f} %" for name, d in metrics["dimensions"].items())
+        return f"prefers the better of two held-out answers: {', '.join(told)}"
+    if "updates" in metrics:
+        return f"{metrics['updates']} updates on {metrics['traces']:,} traces"
+    if "steps" in metrics:
+        return f"{metrics['steps']} steps"
+    return ""
+
+
 def table(told: Tree) -> str:
     """A line a rung, for the terminal."""
-    lines = [f"{'':<34}{'greedy':>20}{'pass@1':>20}{'bought':>8}{'tokens':>8}{'en':>7}{'minutes':>9}"]
+    lines = [f"{'':<34}{'greedy':>20}{'pass@1':>20}{'bought':>20}{'tokens':>8}{'en':>7}{'minutes':>9}"]
     for r in told["rungs"]:
-        figures = "".join(f"{_number(r[k]):>20}" for k in ("greedy", "pass@1"))
-        bought = f"{100 * r['gain']['pass@1']['value']:+.1f}" if "gain" in r else ""
-        lines.append(f"{r['title'][:33]:<34}{figures}{bought:>8}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['minutes']:>9.1f}")
+        figures = "".join(f"{number(r[k]):>20}" for k in ("greedy", "pass@1"))
+        bought = number(r["gain"]["pass@1"], "+") if "gain" in r else ""
+        lines.append(
+            f"{r['title'][:33]:<34}{figures}{bought:>20}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['total']['minutes']:>9.1f}"
+        )
     lines += [
-        f"{r['title']} keeps of {r['teacher']}: pass@1 {_number(r['kept']['pass@1'])} %" for r in rungs_with_teacher(told)
+        f"{r['title']} keeps of {r['teacher']}: pass@1 {number(r['kept']['pass@1'])} %" for r in told["rungs"] if "teacher" in r
     ]
     return "\n".join(lines)
 
 
-def rungs_with_teacher(told: Tree) -> list[Tree]:
-    return [r for r in told["rungs"] if "teacher" in r]
-
-
-def write(path: Path, told: Tree) -> Path:
-    """The page. Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page(told), encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-def page(told: Tree) -> str:
-    rungs = told["rungs"]
-    name, first = escape(told["name"]), rungs[0] if rungs else {"problems": 0, "samples": 0}
-    intro = (
-        f"{len(rungs)} rungs on the same {first['problems']} held-out questions, {first['samples']} sampled answers each beside the greedy "
-        f"one; brackets are 95 % intervals over questions. {told['minutes']:.1f} minutes of climbing, {told['judging']:.1f} of evaluation."
-    )
-    keys = "".join(
-        f'<span class="key"><span style="color:{c}">&#9679;</span> {escape(_label(k))}</span>' for k, c in COLORS.items()
-    )
-    after = (
-        "A gain is to the rung above it. A rung that begins from the base or from a smaller student again shows what its data are worth, "
-        "not what the weights before it lost. General requests are judged by a rule that no reward ever saw."
-    )
-    parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>',
-        f"<style>{STYLE}</style><h1>{name}</h1><p>{intro}</p>",
-        f"<h2>Accuracy after each rung, %</h2><p>{keys}</p>{plot(rungs)}",
-        f'<h2>What each rung bought</h2><div class="wide">{rows(rungs)}</div>',
-        *(
-            f"<p><b>{escape(r['title'])}</b> keeps {_number(r['kept']['pass@1'])} % of the pass@1 of {escape(r['teacher'])}, "
-            f"{_number(r['kept']['greedy'])} % of its greedy accuracy.</p>"
-            for r in rungs_with_teacher(told)
-        ),
-        f'<h2>Length, language, cost</h2><div class="wide">{costs(rungs)}</div><p>{after}</p></html>',
-    ]
-    return "\n".join(parts)
-
-
-def plot(rungs: Sequence[Tree]) -> str:
-    """Dots with intervals, one column a rung; SVG."""
-    step, base = (WIDTH - LEFT - 20) / max(1, len(rungs)), HEIGHT - 70
-    parts = []
-
-    def text(x: float, y: float, said: str, anchor: str = "middle", color: str = "#1c2128") -> None:
-        parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" fill="{color}">{escape(said)}</text>'
-        )
-
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = base - share * (base - TOP)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e6e9ed"/>')
-        text(LEFT - 8, y + 4, f"{100 * share:.0f}", "end", "#57606a")
-    for i, rung in enumerate(rungs):
-        centre = LEFT + step * (i + 0.5)
-        for j, key in enumerate(k for k in FIGURES if k in rung):
-            x, color = centre + 11 * (j - 1), COLORS[key]
-            low, value, high = (base - rung[key][k] * (base - TOP) for k in ("low", "value", "high"))
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{color}" stroke-width="2"/>')
-            parts.append(f'<circle cx="{x:.1f}" cy="{value:.1f}" r="4.5" fill="{color}"/>')
-        for line, said in enumerate(_wrapped(rung["title"])):
-            text(centre, base + 18 + 14 * line, said)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="accuracy in per cent after each rung">{"".join(parts)}</svg>'
-
-
-def rows(rungs: Sequence[Tree]) -> str:
-    drawn = [k for k in (rungs[0] if rungs else {}) if k.startswith("pass@") and k != "pass@1"]
-    shown = ["greedy", "pass@1", *drawn, "general"]
-    head = "".join(f"<th>{escape(_label(k))}, %</th>" + ("<th>bought</th>" if k in FIGURES else "") for k in shown)
-    body = []
-    for r in rungs:
-        cells = "".join(_cell(r.get(k)) + (_gain(r.get("gain", {}).get(k)) if k in FIGURES else "") for k in shown)
-        body.append(f"<tr><td>{escape(r['title'])}</td>{cells}</tr>")
-    return f"<table><tr><th>rung</th>{head}</tr>{''.join(body)}</table>"
-
-
-def costs(rungs: Sequence[Tree]) -> str:
-    names = ("rung", "parameters", "tokens an answer", "cut off", "language kept", "words by script", "minutes")
-    body = []
-    for r in rungs:
-        mix = ", ".join(f"{name} {share:.1%}" for name, share in list(r["scripts"].items())[:4]) or "no words"
-        first = f"<td>{escape(r['title'])}<small>{escape(' + '.join(r['stages']))}</small></td>"
-        cells = (
-            f"{r['parameters']:,}",
-            f"{r['tokens']:.0f}",
-            f"{r['truncated']:.1%}",
-            f"{r['language']:.1%}",
-            mix,
-            f"{r['minutes']:.1f}",
-        )
-        body.append(f"<tr>{first}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(body)}</table>"
-
-
-def _cell(figure: Tree | None) -> str:
-    return (
-        f"<td>{100 * figure['value']:.1f}<small>{100 * figure['low']:.1f} to {100 * figure['high']:.1f}</small></td>"
-        if figure
-        else "<td>–</td>"
-    )
-
-
-def _gain(figure: Tree | None) -> str:
-    if not figure:
-        return "<td>–</td>"
-    sign = "up" if figure["low"] > 0 else "down" if figure["high"] < 0 else ""
-    return f'<td class="{sign}">{100 * figure["value"]:+.1f}<small>{100 * figure["low"]:+.1f} to {100 * figure["high"]:+.1f}</small></td>'
-
-
-def _number(figure: Tree) -> str:
-    return f"{100 * figure['value']:.1f} [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-
-
-def _label(key: str) -> str:
-    return {"pass@1": "sampled pass@1", "general": "general requests"}.get(key, key)
-
-
-def _wrapped(title: str, width: int = 13) -> list[str]:
-    lines = [""]
-    for word in title.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines[:4]
+def number(figure: Tree, sign: str = "") -> str:
+    """ "12.0 [10.1, 14.2]", in per cent."""
+    value, low, high = (format(100 * figure[key], f"{sign}.1f") for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
