@@ -30,6 +30,16 @@ def test_loss_falls_and_the_manifest_tells(made) -> None:
     assert "/" not in json.dumps(manifest["settings"])  # no path of the machine it was made on
 
 
+def test_a_student_takes_its_teachers_tokenizer(tmp_path) -> None:
+    from rl.policy import load_tokenizer
+    from rl.teacher import check_tokenizer
+
+    shape = "--hidden 64 --layers 1 --heads 1 --intermediate 64 --tokenizer recipes/nano/base"
+    manifest = pretrain(parse(f"--out {tmp_path} --documents 20 --batch-tokens 3000 --processes 1 {shape}".split()))
+    check_tokenizer("student", load_tokenizer(str(tmp_path)), load_tokenizer("recipes/nano/base"))
+    assert manifest["tokenizer"] == "base"
+
+
 def test_loads_as_any_model(made) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -26,6 +26,7 @@ from recipes.nano.problems import heldout
 from recipes.nano.tokenizer import VOCABULARY, train_tokenizer
 from rl import experts
 from rl.attention import PACKED, layout
+from rl.policy import load_tokenizer
 from rl.records import Span
 from rl.routing import Routing
 
@@ -185,7 +186,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mix = Mix(**json.loads(options.mix))
-    tokenizer = train_tokenizer(options.seed)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else train_tokenizer(options.seed)
     standard = heldout(500)
     encoded = encode(options.documents, options.seed, mix, tokenizer.backend_tokenizer.to_str(), standard, options.processes)
     print(f"{len(encoded.ids):,} tokens in {options.documents:,} documents after {time.time() - started:.1f} s", flush=True)
@@ -196,8 +197,9 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     curve = train(model, encoded, prefix, tokenizer.pad_token_id, options.rate, options.batch_tokens, options.seed, device)
     manifest = {
         "command": "python -m recipes.nano.pretrain",
-        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "mix", "processes")},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "mix", "processes", "tokenizer")},
         "mix": asdict(mix),
+        "tokenizer": Path(options.tokenizer).name or "trained",
         "parameters": sum(p.numel() for p in model.parameters()),
         "documents": options.documents,
         "tokens": len(encoded.ids),
@@ -225,6 +227,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--intermediate", type=int, default=384)
     parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument(
+        "--tokenizer", default="", help="a nano model: its tokenizer is taken, so that a student reads as its teacher"
+    )
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--mix", default="{}", help='JSON of what differs from corpus.Mix, such as {"error": 0.12}')
     parser.add_argument("--processes", type=int, default=os.cpu_count())
