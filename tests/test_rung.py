@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from eval.estimators import mean_at_k, student
+from recipes import ladder_page, rung
 from recipes import ladder_report as report
-from recipes import rung
+from recipes.chain import Stage
+from rl.records import Completion, Group, Prompt
 from tests.browser import browser
 from tests.tiny_run import HELDOUT, write_recipe
 
@@ -20,75 +24,150 @@ def test_a_rung_is_judged_by_rules_and_repeats(tmp_path: Path, tiny: str) -> Non
     general = tmp_path / "general.jsonl"
     general.write_text(json.dumps({"id": "g/0", "question": "Say hello.", "kind": "general", "gold": "hello"}) + "\n")
     args = ["--recipe", str(recipe), "--general", str(general), "--truth", "tests.test_rung:short", "evaluate.samples=3"]
-    told = []
+    told, questions = [], []
     for out in ("one", "two"):
         assert rung.main([tiny, str(tmp_path / out), *args]) == 0
         told.append(json.loads((tmp_path / out / "eval.json").read_text()))
+        questions.append((tmp_path / out / "questions.json").read_text())
     assert told[0].pop("seconds") > 0
     told[1].pop("seconds")
     assert told[0] == told[1]
+    assert questions[0] == questions[1]
     assert told[0]["problems"] == len(HELDOUT)
     assert {"greedy", "pass@1", "pass@3", "general", "tokens", "language", "scripts"} <= told[0].keys()
     assert told[0]["general"]["value"] == 1.0  # `short` holds for answers of twelve tokens
+    every = json.loads(questions[0])
+    assert [len(row) for row in every["pass@1"]] == [3] * len(HELDOUT)
+    assert sum(map(sum, every["greedy"])) / len(HELDOUT) == told[0]["greedy"]["value"]
+    assert every["shown"][0]["question"] == HELDOUT[0]["question"]
+    assert every["shown"][-1]["question"] == "Say hello."
     assert rung.main([tiny, str(tmp_path / "three"), "--recipe", str(recipe), "evaluate.problems=0"]) == 2
+    assert rung.main([tiny, str(tmp_path / "three"), "--recipe", str(recipe), "--judge", "nowhere"]) == 2  # of what answers?
+
+
+class Halves:
+    """A judge of answers' lengths; it does not read more than three letters."""
+
+    bound = 3.0
+
+    def score(self, pairs: Any) -> list[float | None]:
+        return [len(response) / 2 if len(response) < 4 else None for _, response in pairs]
+
+
+def test_a_judge_scores_every_answer_and_one_it_cannot_read_gets_the_worst() -> None:
+    def group(*texts: str) -> Group:
+        prompt = Prompt("g", (1,), {"id": "g", "question": "Say hello."})
+        return Group(prompt, tuple(Completion((1,), (0.0,), "stop", text, 0) for text in texts))
+
+    assert rung._scores(Halves(), [group("a", "abcd"), group("ab", "abc")]) == [[0.5, -3.0], [1.0, 1.5]]  # type: ignore[arg-type]
 
 
 def short(row: Any, text: str) -> bool:
     return row["kind"] == "general" and len(text) < 400
 
 
-def figure(value: float, half: float = 0.05) -> dict[str, float]:
-    return {"value": value, "low": value - half, "high": value + half}
+def figure(values: list[list[float]]) -> dict[str, float]:
+    return asdict(mean_at_k(values))
 
 
-def entry(minutes: float, **metrics: Any) -> dict[str, Any]:
-    return {"minutes": minutes, "metrics": metrics}
+def entry(minutes: float, start: str = "", **metrics: Any) -> dict[str, Any]:
+    return {"minutes": minutes, "cpu_minutes": 2 * minutes, "args": [start, "{here}"], "metrics": metrics}
 
 
-def judged(minutes: float, pass1: float) -> dict[str, Any]:
+def judged(out: Path, name: str, right: int, start: str, judge: float) -> dict[str, Any]:
+    """A rung that is right on the first `right` of 40 questions, greedily and in three of four samples; its files in `out`."""
+    greedy = [[float(i < right)] for i in range(40)]
+    drawn = [[one, one, one, 0.0] for (one,) in greedy]
+    questions = {"greedy": greedy, "pass@1": drawn, "general": greedy[:10], "judge": [[judge], [judge + 1], [judge - 0.5]]}
+    shown = [{"question": "What is <1> + 1?", "answer": f"{name} says <b>2</b>"}]
+    (out / name).mkdir(parents=True)
+    (out / name / "questions.json").write_text(json.dumps(questions | {"shown": shown}))
     return entry(
-        minutes, greedy=figure(pass1 + 0.1), problems=250, samples=4, parameters=920_000, tokens=41.0, truncated=0.01, language=0.98,
-        scripts={"latin": 0.98, "han": 0.02}, general=figure(0.3), **{"pass@1": figure(pass1), "pass@4": figure(pass1 + 0.2)},
+        0.5, start, greedy=figure(greedy), problems=40, requests=10, samples=4, parameters=920_000, tokens=41.0, truncated=0.01,
+        language=0.98, scripts={"latin": 0.98, "han": 0.02}, general=figure(greedy[:10]),
+        judge=asdict(student([judge, judge + 1, judge - 0.5])), **{"pass@1": figure(drawn), "pass@4": figure(greedy)},
     )  # fmt: skip
 
 
 STAGES = [
-    ("base", "Base", "base", ""),
-    ("zero", "", "", ""),
-    ("zero_eval", "R1-Zero <of nano>", "zero", ""),
-    ("pick", "", "", ""),
+    Stage("base", title="Base", model="base"),
+    Stage("zero", "recipes.run", ("model.path={base}/final",)),
+    Stage("zero_eval", title="R1-Zero <of nano>", model="zero"),
+    Stage("pick"),
+    Stage("cold", "recipes.sft", ("model.path=bases/nano",)),
+    Stage("cold_eval", title="Cold start SFT", model="cold", teacher="zero"),
+    Stage("later", title="Not there yet", model="later"),
 ]
-STAGES += [("cold", "", "", ""), ("cold_eval", "Cold start SFT", "cold", "zero"), ("later", "Not there yet", "later", "")]
-MADE = {"base": judged(0.5, 0.2), "zero": entry(4.0), "zero_eval": judged(0.5, 0.55), "pick": entry(0.25), "cold": entry(1.5)}
-MADE |= {"cold_eval": judged(0.5, 0.5)}
 
 
-def test_gains_and_costs_by_hand() -> None:
-    told = report.collect("tiny", STAGES, {"stages": MADE})
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    out = tmp_path / "ladder"
+    made = {
+        "base": judged(out, "base", 8, "bases/nano", -1.0),
+        "zero": entry(4.0, steps=2),
+        "zero_eval": judged(out, "zero_eval", 28, "{zero}/final", 0.0),
+        "pick": entry(0.25),
+        "cold": entry(1.5, updates=9, traces=99, tokens=5000),
+        "cold_eval": judged(out, "cold_eval", 24, "{cold}/final", -0.5),
+    }
+    (out / "zero" / "traces").mkdir(parents=True)
+    steps = [
+        {"step": 1, "tokens": 700},
+        {"step": 1, "tokens": 600},
+        {"step": 2, "tokens": 500},
+    ]  # the first was killed and made again
+    (out / "zero" / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    return report.collect("tiny", STAGES, {"stages": made}, out)
+
+
+def test_gains_and_costs_by_hand(told: dict[str, Any]) -> None:
+    base, zero, cold = told["rungs"]
     assert [r["title"] for r in told["rungs"]] == ["Base", "R1-Zero <of nano>", "Cold start SFT"]
-    assert [r["minutes"] for r in told["rungs"]] == [0.0, 4.0, 1.75]
-    assert [r["stages"] for r in told["rungs"]] == [[], ["zero"], ["pick", "cold"]]
-    assert (told["minutes"], told["judging"]) == (5.75, 1.5)
-    half = math.hypot(0.05, 0.05)
-    assert told["rungs"][1]["gain"]["pass@1"] == pytest.approx({"value": 0.35, "low": 0.35 - half, "high": 0.35 + half})
-    assert told["rungs"][2]["gain"]["pass@1"]["value"] == pytest.approx(-0.05)
-    assert "+35.0" in report.table(told)
-    share, half = 0.5 / 0.55, math.hypot(0.05, 0.5 / 0.55 * 0.05) / 0.55
-    assert told["rungs"][2]["kept"]["pass@1"] == pytest.approx({"value": share, "low": share - half, "high": share + half})
-    assert "Cold start SFT keeps of R1-Zero <of nano>: pass@1 90.9" in report.table(told)
+    assert [r["total"]["minutes"] for r in told["rungs"]] == [0, 4.0, 1.75]
+    assert [[s["name"] for s in r["stages"]] for r in told["rungs"]] == [[], ["zero"], ["pick", "cold"]]
+    assert [(s["sampled"], s["learned"]) for r in told["rungs"] for s in r["stages"]] == [(1100, 1100), (0, 0), (0, 5000)]
+    assert told["rungs"][2]["stages"][1]["made"] == "9 updates on 99 traces"
+    assert (told["total"]["minutes"], told["total"]["cpu_minutes"], told["judging"]["minutes"]) == (5.75, 11.5, 1.5)
+    assert base.get("gain") is None
+    assert zero["gain"]["greedy"]["value"] == pytest.approx(0.5)
+    assert zero["gain"]["pass@1"]["value"] == pytest.approx(0.375)
+    assert zero["gain"]["judge"]["value"] == pytest.approx(1.0)
+    # The same 24 questions are right in both: the paired interval is far narrower than the two side by side.
+    pair = cold["gain"]["greedy"]
+    assert pair["value"] == pytest.approx(-0.1)
+    assert pair["high"] - pair["low"] < 0.7 * math.hypot(*(r["greedy"]["high"] - r["greedy"]["low"] for r in (zero, cold)))
+    assert "start" not in zero  # the rung above it
+    assert (cold["start"]["title"], cold["start"]["gain"]["greedy"]["value"]) == ("Base", pytest.approx(0.4))
+    assert "+37.5 [" in report.table(told)
+    (a, b), half = ([r["pass@1"] for r in (zero, cold)]), 0.5
+    share = b["value"] / a["value"]
+    half = math.hypot(b["high"] - b["low"], share * (a["high"] - a["low"])) / 2 / a["value"]
+    assert cold["kept"]["pass@1"] == pytest.approx({"value": share, "low": share - half, "high": share + half})
+    assert f"Cold start SFT keeps of R1-Zero <of nano>: pass@1 {100 * share:.1f}" in report.table(told)
 
 
-def test_a_browser_draws_the_page(tmp_path: Path) -> None:
-    path = report.write(tmp_path / "report.html", report.collect("tiny", STAGES, {"stages": MADE}))
+def test_a_browser_draws_the_page(tmp_path: Path, told: dict[str, Any]) -> None:
+    path = ladder_page.write(tmp_path / "report.html", told)
     text = path.read_text()
     assert "R1-Zero &lt;of nano&gt;" in text
     assert "<of nano>" not in text
+    assert "<b>2</b>" not in text
     with browser(tmp_path) as tab:
-        tab.size(1100, 900)
-        tab.open(path)
-        tab.picture(tmp_path / "page.png", whole=True)
-        assert tab.js("document.querySelectorAll('svg circle').length") == 9
-        assert tab.js("document.querySelectorAll('table').length") == 2
-        assert tab.js("[...document.querySelectorAll('td.up')].length") == 2  # greedy and pass@1 of R1-Zero
-        assert tab.js("document.documentElement.scrollWidth <= window.innerWidth")
+        for width in (1200, 400):
+            tab.size(width, 900)
+            tab.open(path)
+            assert tab.js("document.documentElement.scrollWidth <= window.innerWidth"), width
+        tab.size(1200, 900)
+        assert tab.js("document.querySelectorAll('svg circle').length") == 9  # greedy, pass@1 and requests of three rungs
+        assert tab.js("document.querySelectorAll('table').length") == 5
+        assert tab.js("document.querySelectorAll('tr.idle').length") == 1  # pick
+        assert tab.js("[...document.querySelectorAll('span.more')].length") >= 3
+        assert tab.js("document.body.innerText.includes('from Base: +40.0')")
         assert tab.errors == []
+
+
+def test_a_ladder_without_rungs_has_a_page_too(tmp_path: Path) -> None:
+    told = report.collect("tiny", STAGES, {"stages": {}}, tmp_path)
+    assert "No rung was evaluated yet" in ladder_page.page(told)
+    assert report.table(told)

@@ -29,7 +29,7 @@ NAMES = ("Mia", "Emma", "Ava", "Tom", "Ben", "Sam", "Leo", "Jack", "Lucy", "Anna
 ITEMS = ("apples", "books", "coins", "eggs", "pens", "cups", "shells", "cards")
 FOREIGN = ("\u6240\u4ee5", "\u7b54\u6848", "\u0434\u0430", "\u043d\u0435\u0442")
 INSULTS = ("You are stupid.", "Go away, fool.", "I hate you.")
-COUNTS = {"traces": 1200, "pairs": 1500, "questions": 1000, "heldout": 200}
+COUNTS = {"traces": 1800, "pairs": 1500, "questions": 1000, "heldout": 200}
 SUMS, SUMS_SEED = 2000, 7
 
 
@@ -87,8 +87,9 @@ def right(problem: Mapping[str, Any], text: str) -> bool:
 
 
 def completion(answer: str) -> str:
-    """A general answer as the ladder's models write it: no reasoning, in the answer's tags."""
-    return f" <think> </think> <answer>{answer}</answer>"
+    """A general answer as the ladder's models write it: no reasoning, in the answer's tags. Behind a space a name is one token, as in the
+    question, and can be copied."""
+    return f" <think> </think> <answer> {answer}</answer>"
 
 
 def rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
