@@ -28,7 +28,7 @@ from recipes.nano import corpus as nano
 from recipes.nano.corpus import PREFIX, Encoded, Pieces
 from rl.prompts import R1_ZERO
 
-CHUNK = 4000  # documents
+CHUNK = 1000  # documents
 _PIECES = re.compile(r"</?think>|</?answer>|[0-9]| ?[^\W\d_]+| ?(?:[^\w\s<]|_)+|\s| ?<")
 
 
