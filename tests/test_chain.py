@@ -69,8 +69,46 @@ def test_stages_in_order_with_hashes_and_metrics(tmp_path: Path, capsys: pytest.
     assert made["second"]["inputs"] == {"{first}/final/sum": chain.hash_of(out / "first/final/sum")}
     assert made["first"]["inputs"] == {str(tmp_path / "given"): chain.hash_of(tmp_path / "given")}
     assert made["third"]["outputs"] == {"final/sum": chain.hash_of(out / "third/final/sum")}
+    assert made["third"]["minutes"] > 0
+    assert made["third"]["cpu_minutes"] > 0
     assert climb(ladder, out) == 0
     assert said(capsys) == []
+
+
+def test_the_seconds_of_a_go_that_was_killed_are_counted(tmp_path: Path) -> None:
+    busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass\nprint(1, flush=True)\ntime.sleep(60)"]
+    path = tmp_path / "seconds"
+    with subprocess.Popen(busy, stdout=subprocess.PIPE) as child:
+        clock = chain.Clock(path)
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"1\n"
+        clock.note(child.pid)
+        child.kill()  # and with it the chain, which could not say more
+    wall, cpu = map(float, path.read_text().split())
+    assert 0.5 <= cpu <= wall + 0.1
+    told = chain.Clock(path).minutes()  # the next go, which ends at once
+    assert told["minutes"] >= wall / 60
+    assert (
+        cpu / 60 <= told["cpu_minutes"] < (cpu + 0.4) / 60
+    )  # the killed child's own, counted by the kernel, is not counted twice
+    path.write_text("12.")  # killed while it wrote
+    assert chain.Clock(path).minutes()["minutes"] < 12 / 60
+
+
+def test_byte_code_is_kept_for_the_climb_where_python_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage of the chain imports this repository's modules: what they compile to lies in the ladder's folder, until the end."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    assert chain.environment(tmp_path) == {
+        **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+        "PYTHONPYCACHEPREFIX": str(tmp_path / chain.BYTECODE),
+    }
+    assert climb(write(tmp_path, steps="many"), tmp_path / "out") == 2
+    assert list((tmp_path / "out" / chain.BYTECODE).rglob("*.pyc"))
+    assert climb(write(tmp_path), tmp_path / "out") == 0
+    assert not (tmp_path / "out" / chain.BYTECODE).exists()
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE")
+    assert "PYTHONPYCACHEPREFIX" not in chain.environment(tmp_path)
 
 
 def test_killed_twice_it_comes_to_the_same_end(tmp_path: Path) -> None:
@@ -144,6 +182,14 @@ def test_one_chain_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         )  # fmt: skip
     assert code.returncode == 2
     assert "is in use by" in code.stderr
+
+
+def test_an_evaluation_reads_from_stages_before_its_rung(tmp_path: Path) -> None:
+    rung = LADDER.replace('name = "second"', 'name = "second"\ntitle = "A rung"')
+    stages = chain.load(write(tmp_path, text='evaluate = ["{{first}}/final"]' + rung)).stage
+    assert [(s.name, s.args[2:]) for s in stages if s.run == chain.RUNG] == [("second_eval", ("{first}/final",))]
+    with pytest.raises(ValueError, match=r"second_eval reads from \{third\}, which is no stage before it"):
+        chain.load(write(tmp_path, text='evaluate = ["{{third}}/final"]' + rung))
 
 
 @pytest.mark.parametrize(
