@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def main() -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        return run_case(args)
+        return run_case(args, measure)
     import torch
 
     cards, results = (2 if args.tiny else torch.cuda.device_count()), []
@@ -78,34 +79,17 @@ def main() -> int:
 
 def launch(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """The case in processes of its own; what it left behind, or why there is nothing."""
+    own = ["--engine", args.engine, "--rows", str(args.rows), "--updates", str(args.updates), "--compile", args.compile]
+    return launched("bench.fit_step", name, CASES[name][1], args, own)
+
+
+def launched(module: str, name: str, cards: int, args: argparse.Namespace, own: list[str]) -> dict[str, Any]:
+    """`python -m module --case name ...`, on several cards by accelerate's launcher; what it wrote into its --out."""
     with tempfile.TemporaryDirectory(prefix="fit-step-") as folder:
-        out = Path(folder) / "case.json"
-        cards = CASES[name][1]
-        start = [sys.executable, "-m"]
-        if cards > 1:
-            file = "cpu" if args.tiny else "fsdp2"
-            start += [
-                "accelerate.commands.launch",
-                "--config_file",
-                f"recipes/accelerate/{file}.yaml",
-                "--num_processes",
-                str(cards),
-                "-m",
-            ]
-        command = [
-            *start,
-            "bench.fit_step",
-            "--case",
-            name,
-            "--out",
-            str(out),
-            "--engine",
-            args.engine,
-            "--rows",
-            str(args.rows),
-        ]
-        command += ["--updates", str(args.updates), "--compile", args.compile] + ["--tiny"] * args.tiny
-        log = Path(folder) / "log"
+        out, log = Path(folder) / "case.json", Path(folder) / "log"
+        file = "recipes/accelerate/fsdp2.yaml"
+        ranks = ["accelerate.commands.launch", "--config_file", file, "--num_processes", str(cards), "-m"] if cards > 1 else []
+        command = [sys.executable, "-m", *ranks, module, "--case", name, "--out", str(out), *own] + ["--tiny"] * args.tiny
         with log.open("w") as file_:
             child = subprocess.Popen(command, stdout=file_, stderr=subprocess.STDOUT, start_new_session=True)
             try:
@@ -131,7 +115,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
                 child.wait(15)
 
 
-def run_case(args: argparse.Namespace) -> int:
+def run_case(args: argparse.Namespace, measure: Callable[[argparse.Namespace, Any], None]) -> int:
     """In the case's own process (on each rank)."""
     began = time.perf_counter()
     found: dict[str, Any] = {"case": args.case}
@@ -170,9 +154,8 @@ def measure(args: argparse.Namespace, note: Any) -> None:
     acc = accelerator(config, Path(tempfile.gettempdir()))
     engine = Engine(args.engine if cuda and cards == 1 else "none", config, shape)
     note(engine=engine.kind, engine_start_s=engine.seconds, generated=engine.generate())
-    model = build(shape, config, acc, sharded=cards > 1 and cuda)
+    model = build(shape, config, acc, sharded=cards > 1)
     learner = Learner(config, Policy(model), None, acc)
-    begin_from_random(learner, cards > 1 and cuda)
     note(built=True)
     engine.rest()
     learner.begin()
@@ -276,41 +259,43 @@ class Engine:
 
 
 def build(shape: Any, config: Any, acc: Any, sharded: bool) -> Any:
-    """The model with random weights on the device; sharded ones are drawn after they were sharded, here they take no memory yet."""
+    """The model with random weights on the device; sharded ones are drawn after they were sharded, before that they are nowhere."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rl import adapters
+    from rl import adapters, ranks
     from rl.attention import PACKED
 
     lora = config.model.lora
     cuda = acc.device.type == "cuda"
     dtype = torch.bfloat16 if lora.rank and cuda else torch.float32
-    where = torch.device("cpu") if sharded else acc.device
-    with torch.device("meta" if sharded else where):
+    with torch.device("meta" if sharded else acc.device):
         model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=PACKED)
-    if sharded:
-        model.to_empty(device=where)  # pages that nobody has touched: no memory
-        rotary = model.base_model.rotary_emb
-        model.base_model.rotary_emb = type(rotary)(shape)
     if lora.rank:
         adapters.attach(model, lora, "")
+    if sharded:
+        ranks.shard = drawn(ranks.shard)
     return model
 
 
-def begin_from_random(learner: Any, sharded: bool) -> None:
-    """Draw the weights of a sharded model, each rank its own part."""
+def drawn(shard: Callable[..., None]) -> Callable[..., None]:
+    """`shard` for a model that is nowhere yet: each rank takes memory for its own parts, and draws them."""
     import torch
 
-    if not sharded:
-        return
-    with torch.no_grad():
-        for name, weight in learner.policy.model.named_parameters():
-            local = weight.to_local() if hasattr(weight, "to_local") else weight
-            if weight.ndim == 1:
-                local.fill_(0.0 if name.endswith("bias") else 1.0)
-            else:
-                local.normal_(0.0, 0.02)
+    from rl import ranks
+
+    def shard_and_draw(module: Any, model: Any, device: Any) -> None:
+        ranks._from_first = lambda tensor, device: tensor  # type: ignore[assignment]
+        model.base_model.rotary_emb.to("meta")
+        shard(module, model, device)
+        module.to_empty(device=device)
+        model.base_model.rotary_emb = type(model.base_model.rotary_emb)(model.config).to(device)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                local = weight.to_local() if hasattr(weight, "to_local") else weight
+                local.fill_(0.0 if name.endswith("bias") else 1.0) if weight.ndim == 1 else local.normal_(0.0, 0.02)
+
+    return shard_and_draw
 
 
 def learn(learner: Any, config: Any, shape: Any, args: argparse.Namespace, note: Any, engine: Engine) -> None:
