@@ -33,7 +33,7 @@ from rl.policy import ROOT, load_tokenizer, resolve
 NANO = "recipes/nano/base"
 SHAPE = "qwen2.5-0.5b"
 SIZES = {  # of the work, with a GPU and without
-    True: {"steps": 5, "prompts": 64, "group": 8, "tokens": 512, "micro": 32, "memory": 0.15},
+    True: {"steps": 5, "prompts": 64, "group": 8, "tokens": 512, "micro": 16, "memory": 0.1},
     False: {"steps": 2, "prompts": 4, "group": 4, "tokens": 48, "micro": 8, "memory": 0.15},
 }
 SMALL = "No GPU here: a small run on the CPU that shows all ways working; its ratios say nothing of a GPU."
