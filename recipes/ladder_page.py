@@ -15,12 +15,13 @@ Tree = Mapping[str, Any]
 STYLE = Path(__file__).resolve().parent.parent / "rl" / "report.css"
 MORE = """
 .results td { vertical-align: top; } .results td.wrap, .results td:first-child { white-space: normal; }
-.results td:first-child { min-width: 15em; } .results td small { display: block; }
+.results td:first-child { min-width: 13em; } .results td small { display: block; }
 .results td.n, .results th.n { text-align: right; padding-right: 18px; }
 .results tr.idle td { color: var(--faint); } .results td.part { padding-left: 18px; }
 .results .more { color: var(--accent); } .results .less { color: var(--warn); }
 .results .chart svg { height: 34px; } .scroll { overflow-x: auto; }
 .said td:last-child { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13.5px; }
+.said td:first-child { width: 22%; }
 """
 
 
@@ -111,28 +112,26 @@ def heroes(told: Tree) -> str:
 
 def accuracy(rungs: Sequence[Tree]) -> str:
     drawn = [k for k in rungs[0] if k.startswith("pass@") and k != "pass@1"]
-    head = ["greedy, %", "bought", "sampled pass@1, %", "bought", *(f"{k}, %" for k in drawn)]
+    names = ["greedy, %", "bought", "sampled pass@1, %", "bought", *(f"{k}, %" for k in drawn)]
     lines = []
     for r in rungs:
         cells = "".join(_figure(r[k]) + bought(r, k) for k in ("greedy", "pass@1")) + "".join(_figure(r.get(k)) for k in drawn)
         chart = whiskers([("greedy", "main", r["greedy"]), ("sampled pass@1", "second", r["pass@1"])])
         kept = f"<small>keeps {_percent(r['kept']['pass@1'])} % of its teacher's pass@1</small>" if "kept" in r else ""
         lines.append(f'<tr><td>{escape(r["title"])}{kept}</td>{cells}<td class="chart">{chart}</td></tr>')
-    heads = "".join(f'<th class="n">{escape(h)}</th>' for h in head)
-    return f'<table class="results"><tr><th>rung</th>{heads}<th class="chart" style="width:24%">{scale()}</th></tr>{"".join(lines)}</table>'
+    return _table("rung", names, f'<th class="chart" style="width:22%">{scale()}</th>', lines)
 
 
 def general(rungs: Sequence[Tree]) -> str:
-    shown = [k for k in ("general", "judge") if any(k in r for r in rungs)]
     heads = {"general": "answered well, %", "judge": "judge's score"}
+    shown = [k for k in heads if any(k in r for r in rungs)]
     lines = []
     for r in rungs:
         cells = "".join(_figure(r.get(k), 1.0 if k == "judge" else 100.0) + bought(r, k) for k in shown)
-        lines.append(
-            f'<tr><td>{escape(r["title"])}</td>{cells}<td class="chart">{whiskers([("general", "main", r.get("general"))])}</td></tr>'
-        )
-    head = "".join(f'<th class="n">{heads[k]}</th><th class="n">bought</th>' for k in shown)
-    return f'<table class="results"><tr><th>rung</th>{head}<th class="chart">{scale()}</th></tr>{"".join(lines)}</table>'
+        chart = whiskers([("answered well", "main", r.get("general"))])
+        lines.append(f'<tr><td>{escape(r["title"])}</td>{cells}<td class="chart">{chart}</td></tr>')
+    names = [name for k in shown for name in (heads[k], "bought")]
+    return _table("rung", names, f'<th class="chart" style="width:22%">{scale()}</th>', lines)
 
 
 def bought(rung: Tree, key: str) -> str:
@@ -152,30 +151,32 @@ def texts(rungs: Sequence[Tree]) -> str:
     lines = []
     for r in rungs:
         mix = ", ".join(f"{name} {share:.1%}" for name, share in list(r["scripts"].items())[:4]) or "no words"
-        cells = (f"{r['tokens']:.0f}", f"{r['truncated']:.1%}", f"{r['language']:.1%}")
-        lines.append(
-            f'<tr><td>{escape(r["title"])}</td>{"".join(f"<td class=n>{c}</td>" for c in cells)}<td class="wrap">{escape(mix)}</td></tr>'
+        cells = "".join(
+            f'<td class="n">{n}</td>' for n in (f"{r['tokens']:.0f}", f"{r['truncated']:.1%}", f"{r['language']:.1%}")
         )
-    heads = "".join(f'<th class="n">{h}</th>' for h in ("tokens an answer", "cut off", "words in the question's script"))
-    return f'<table class="results"><tr><th>rung</th>{heads}<th>words by script</th></tr>{"".join(lines)}</table>'
+        lines.append(f'<tr><td>{escape(r["title"])}</td>{cells}<td class="wrap">{escape(mix)}</td></tr>')
+    names = ("tokens an answer", "cut off", "words in the question's script")
+    return _table("rung", names, "<th>words by script</th>", lines)
 
 
 def costs(rungs: Sequence[Tree]) -> str:
     """Every stage, those that train no policy in grey; a rung's line sums up the stages that led to it."""
     lines = []
     for r in rungs:
-        sums, size = r["total"], f"{r['parameters'] / 1e6:,.2f} M"
-        lines.append(f"<tr><td><b>{escape(r['title'])}</b></td>{_spent(sums)}<td class=n>{size}</td><td></td></tr>")
+        size = f'<td class="n">{r["parameters"] / 1e6:,.2f} M</td>'
+        lines.append(f"<tr><td><b>{escape(r['title'])}</b></td>{_spent(r['total'])}{size}<td></td></tr>")
         for s in r["stages"]:
-            idle = "" if s["learned"] else ' class="idle"'
+            idle, name = "" if s["learned"] else ' class="idle"', escape(s["name"])
             lines.append(
-                f'<tr{idle}><td class="part">{escape(s["name"])}</td>{_spent(s)}<td></td><td class="wrap">{escape(s["made"])}</td></tr>'
+                f'<tr{idle}><td class="part">{name}</td>{_spent(s)}<td></td><td class="wrap">{escape(s["made"])}</td></tr>'
             )
     names = ("minutes", "of processors", "tokens sampled", "learned from", "parameters")
-    heads = "".join(f'<th class="n">{n}</th>' for n in names)
-    return (
-        f'<table class="results"><tr><th>rung and its stages</th>{heads}<th>what came of it</th></tr>{"".join(lines)}</table>'
-    )
+    return _table("rung and its stages", names, "<th>what came of it</th>", lines)
+
+
+def _table(first: str, names: Sequence[str], last: str, lines: Sequence[str]) -> str:
+    heads = "".join(f'<th class="n">{escape(name)}</th>' for name in names)
+    return f'<table class="results"><thead><tr><th>{first}</th>{heads}{last}</tr></thead>{"".join(lines)}</table>'
 
 
 def said(rungs: Sequence[Tree], i: int) -> str:
