@@ -111,6 +111,23 @@ def test_draws_are_sane() -> None:
     assert all(other(rng, Number(Fraction(3, 2), 1, False, False)) * 10 % 1 == 0 for _ in range(100))
 
 
+def test_names_and_things_change_together() -> None:
+    t = one("Mary and Tom have 9 apples; an apple costs $4. Apples and pears?", "Mary's apples cost 9*4=$<<9*4=36>>36\n#### 36")
+    rng, seen = random.Random(0), set()
+    for _ in range(300):
+        drawn = draw(rng, t)
+        assert drawn
+        names = drawn.names
+        assert len({names["Mary"], names["Tom"]}) == 2
+        assert drawn.prose.startswith(f"{names['Mary']}'s {names.get('apples', 'apples')} cost")
+        if "apples" in names:
+            assert f"; an {names['apple']} costs" in drawn.question
+            assert names["pears"] != names["apples"] == names["Apples"].lower()
+        seen.add(names.get("apples"))
+    assert len(seen) > 20
+    assert None in seen
+
+
 @pytest.fixture(scope="module")
 def rows(data_root: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (data_root / "gsm8k/train.jsonl").read_text().splitlines()]

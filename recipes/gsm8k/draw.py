@@ -1,4 +1,4 @@
-"""The same question with other numbers and names: sane ones, and every result computed anew.
+"""The same question with other numbers, names and things: sane ones, and every result computed anew.
 
 A draw is kept when each result is what the original one was: positive where it was, whole where it was, a share where it was, written
 with as many digits. Percentages stay below 100 %, prices keep their cents, round numbers stay mostly round.
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from recipes.gsm8k.templates import Number, Template, Value, apply, whole
 
@@ -32,8 +33,21 @@ _HE = re.findall(
     "Manny Ian Trevor Mason Nathan Jerome Mario Derek Javier Nick Carter Lucas Bruce Charles Larry Blake Kenny Anthony Ivan Ron "
     "Matthew Arthur Omar Raj Hugo Tariq Kofi Sven Pablo Amir Chen",
 )
+# What is counted may be counted of something else of its sort: singular, and plural where it is no "s" more.
+_THINGS = (
+    "apple orange banana mango/mangoes tomato/tomatoes potato/potatoes carrot peach/peaches lemon pear grape avocado "
+    "coconut watermelon strawberry/strawberries cookie cupcake pie cake donut muffin brownie pancake sandwich/sandwiches "
+    "burger pizza egg candy/candies lollipop biscuit onion bagel",
+    "book pencil pen notebook crayon eraser marble sticker toy doll balloon bead necklace bracelet earring button card "
+    "stamp puzzle/puzzles magazine poster painting candle basket jar bucket plate bowl spoon chair towel shirt hat cap "
+    "sweater skirt dress/dresses jacket sock blouse brick tile plank envelope feather shell flower rose tulip bulb computer "
+    "bicycle lamp vase mug kite",
+    "dog cat chicken cow duck pig horse goat rabbit hen bird kitten puppy/puppies lion snake turtle frog squirrel",
+)
+_SORTS = [[tuple(pair.split("/")) if "/" in pair else (pair, f"{pair}s") for pair in sort.split()] for sort in _THINGS]
+_THING = {word: (sort, at) for sort, pairs in enumerate(_SORTS) for at, pair in enumerate(pairs) for word in pair}
 _ALIKE = {name: names for names in (_SHE, _HE) for name in names}
-_NAME = re.compile(rf"\b(?:{'|'.join(_ALIKE)})\b")
+_WORD = re.compile(r"[A-Za-z]+")
 _NICE = 10_000  # a value of at most four digits behind the point can be written
 
 
@@ -85,7 +99,7 @@ def nice(value: Value) -> bool:
 
 
 def rename(text: str, names: dict[str, str]) -> str:
-    return _NAME.sub(lambda match: names.get(match[0], match[0]), text) if names else text
+    return _WORD.sub(lambda match: names.get(match[0], match[0]), text) if names else text
 
 
 def execute(template: Template, numbers: Sequence[Value]) -> tuple[Value, ...]:
@@ -155,9 +169,23 @@ def sane(new: Value, old: Value) -> bool:
 
 
 def _names(rng: random.Random, template: Template) -> dict[str, str]:
-    there = sorted({name for piece in template.question if isinstance(piece, str) for name in _NAME.findall(piece)})
-    new = {name: rng.choice(_ALIKE[name]) for name in there}
-    return new if len(set(new.values())) == len(new) else {}
+    """Other words for people, and in every second draw for things; a word that stands for two would change the question."""
+    words = {word for piece in template.question if isinstance(piece, str) for word in _WORD.findall(piece)}
+    taken = set[Any]()
+    new = {name: _untaken(rng, _ALIKE[name], taken) for name in sorted(words & _ALIKE.keys())}
+    if rng.random() < 0.5:
+        for sort, at in sorted({_THING[word.lower()] for word in words if word.lower() in _THING}):
+            for old, word in zip(_SORTS[sort][at], _untaken(rng, _SORTS[sort], taken), strict=True):
+                new |= {old: word, old.capitalize(): word.capitalize()}
+    return new
+
+
+def _untaken(rng: random.Random, choices: Sequence[Any], taken: set[Any]) -> Any:
+    """One that no other word has become."""
+    while (word := rng.choice(choices)) in taken:
+        pass
+    taken.add(word)
+    return word
 
 
 def equations(drawn: Drawn, faults: Sequence[str] = (), slip: Callable[[Value], Value] = whole) -> tuple[str, Drawn]:
