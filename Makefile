@@ -67,7 +67,7 @@ report: $(READY)  ## write report.html of a run again: OUT=runs/NAME
 	@$(PY) -c "import sys; from rl.report_html import write_report; print('report', write_report(sys.argv[1]))" "$(OUT)"
 
 test: $(READY)  ## the CPU test suite [ARGS="tests/test_loss.py -k dapo"]
-	@$(PY) -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -q $(or $(ARGS),-n logical --maxprocesses 4 --dist loadfile)
 
 check: $(READY)  ## formatting, lint and types, as the pre-commit hooks and CI see them
 	@$(PY) -m ruff format --check .
