@@ -47,11 +47,12 @@ from typing import Any
 from eval.provenance import commit
 from recipes import ladder_page, ladder_report
 from recipes.folder import claimed
+from recipes.ladder_report import RUNG
 from recipes.result import write_json
 from rl.config_tree import build
 
 ROOT = Path(__file__).resolve().parent.parent
-MANIFEST, BYTECODE, RUNG = "manifest.json", ".bytecode", "recipes.rung"
+MANIFEST, BYTECODE = "manifest.json", ".bytecode"
 _NAME = re.compile(r"\{(\w+)\}")
 _PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
 

@@ -23,6 +23,7 @@ from eval.estimators import student
 from eval.paired import paired
 
 Tree = Mapping[str, Any]
+RUNG = "recipes.rung"  # the command of an evaluation
 FIGURES = ("greedy", "pass@1", "general", "judge")
 _START = re.compile(r"model\.path=\{(\w+)\}/|model\.path=(.+)")
 
@@ -43,7 +44,7 @@ class Stage(Protocol):
 
 
 def collect(name: str, stages: Sequence[Stage], manifest: Tree, out: Path) -> dict[str, Any]:
-    """The rungs in order, each with the stages that led to it. A stage with a title is the evaluation of the rung `model`."""
+    """The rungs in order, each with the stages that led to it. An evaluation says in `model` which stage it judges."""
     rungs: list[dict[str, Any]] = []
     led: list[dict[str, Any]] = []
     at: dict[str, dict[str, Any]] = {}  # rungs by the stage that is judged, or what it names in the repository
@@ -53,7 +54,7 @@ def collect(name: str, stages: Sequence[Stage], manifest: Tree, out: Path) -> di
         entry = manifest["stages"].get(stage.name)
         if entry is None:
             continue
-        if not stage.title:
+        if entry["run"] != RUNG:
             led.append({"name": stage.name, **spent(out / stage.name, entry), "made": made(entry["metrics"])})
             continue
         judging = {key: judging[key] + entry.get(key, 0.0) for key in judging}

@@ -70,8 +70,8 @@ def figure(values: list[list[float]]) -> dict[str, float]:
     return asdict(mean_at_k(values))
 
 
-def entry(minutes: float, start: str = "", **metrics: Any) -> dict[str, Any]:
-    return {"minutes": minutes, "cpu_minutes": 2 * minutes, "args": [start, "{here}"], "metrics": metrics}
+def entry(minutes: float, run: str, start: str = "", **metrics: Any) -> dict[str, Any]:
+    return {"run": run, "minutes": minutes, "cpu_minutes": 2 * minutes, "args": [start, "{here}"], "metrics": metrics}
 
 
 def judged(out: Path, name: str, right: int, start: str, judge: float) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def judged(out: Path, name: str, right: int, start: str, judge: float) -> dict[s
     (out / name).mkdir(parents=True)
     (out / name / "questions.json").write_text(json.dumps(questions | {"shown": shown}))
     return entry(
-        0.5, start, greedy=figure(greedy), problems=40, requests=10, samples=4, parameters=920_000, tokens=41.0, truncated=0.01,
+        0.5, report.RUNG, start, greedy=figure(greedy), problems=40, requests=10, samples=4, parameters=920_000, tokens=41.0, truncated=0.01,
         language=0.98, scripts={"latin": 0.98, "han": 0.02}, general=figure(greedy[:10]),
         judge=asdict(student([judge, judge + 1, judge - 0.5])), **{"pass@1": figure(drawn), "pass@4": figure(greedy)},
     )  # fmt: skip
@@ -91,10 +91,10 @@ def judged(out: Path, name: str, right: int, start: str, judge: float) -> dict[s
 
 STAGES = [
     Stage("base", title="Base", model="base"),
-    Stage("zero", "recipes.run", ("model.path={base}/final",)),
+    Stage("zero", "recipes.run", ("model.path={base}/final",), title="R1-Zero <of nano>"),
     Stage("zero_eval", title="R1-Zero <of nano>", model="zero"),
     Stage("pick"),
-    Stage("cold", "recipes.sft", ("model.path=bases/nano",)),
+    Stage("cold", "recipes.sft", ("model.path=bases/nano",), title="Cold start SFT", teacher="zero"),
     Stage("cold_eval", title="Cold start SFT", model="cold", teacher="zero"),
     Stage("later", title="Not there yet", model="later"),
 ]
@@ -105,10 +105,10 @@ def told(tmp_path: Path) -> dict[str, Any]:
     out = tmp_path / "ladder"
     made = {
         "base": judged(out, "base", 8, "bases/nano", -1.0),
-        "zero": entry(4.0, steps=2),
+        "zero": entry(4.0, "recipes.run", steps=2),
         "zero_eval": judged(out, "zero_eval", 28, "{zero}/final", 0.0),
-        "pick": entry(0.25),
-        "cold": entry(1.5, updates=9, traces=99, tokens=5000),
+        "pick": entry(0.25, "recipes.pick"),
+        "cold": entry(1.5, "recipes.sft", updates=9, traces=99, tokens=5000),
         "cold_eval": judged(out, "cold_eval", 24, "{cold}/final", -0.5),
     }
     (out / "zero" / "traces").mkdir(parents=True)
