@@ -111,11 +111,11 @@ def spent(folder: Path, entry: Tree) -> dict[str, float]:
     steps, traces = folder / "metrics.jsonl", sorted(folder.glob("traces/*.jsonl"))
     if steps.exists():
         rows = {row["step"]: row for row in map(json.loads, steps.read_text(encoding="utf-8").splitlines())}
-        sampled = learned = sum(row.get("tokens", 0) for row in rows.values())
+        learned = sum(row.get("tokens", 0) for row in rows.values())
+        sampled = sum(row.get("tokens", 0) for row in rows.values() if "reward" in row)  # else somebody else's answers: SFT
     for path in traces:
         with path.open(encoding="utf-8") as lines:
             sampled += sum(json.loads(line).get("tokens", 0) for line in lines)
-    learned = learned or int(entry["metrics"].get("tokens", 0))
     return {"minutes": entry["minutes"], "cpu_minutes": entry.get("cpu_minutes", 0.0), "sampled": sampled, "learned": learned}
 
 
@@ -141,12 +141,12 @@ def made(metrics: Tree) -> str:
 
 def table(told: Tree) -> str:
     """A line a rung, for the terminal."""
-    lines = [f"{'':<34}{'greedy':>20}{'pass@1':>20}{'bought':>20}{'tokens':>8}{'en':>7}{'minutes':>9}"]
+    lines = [f"{'':<34}{'greedy':>20}{'pass@1':>20}{'bought':>22}{'tokens':>8}{'en':>7}{'minutes':>9}"]
     for r in told["rungs"]:
         figures = "".join(f"{number(r[k]):>20}" for k in ("greedy", "pass@1"))
         bought = number(r["gain"]["pass@1"], "+") if "gain" in r else ""
         lines.append(
-            f"{r['title'][:33]:<34}{figures}{bought:>20}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['total']['minutes']:>9.1f}"
+            f"{r['title'][:33]:<34}{figures}{bought:>22}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['total']['minutes']:>9.1f}"
         )
     lines += [
         f"{r['title']} keeps of {r['teacher']}: pass@1 {number(r['kept']['pass@1'])} %" for r in told["rungs"] if "teacher" in r

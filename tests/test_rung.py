@@ -83,8 +83,8 @@ def judged(out: Path, name: str, right: int, start: str, judge: float) -> dict[s
     (out / name).mkdir(parents=True)
     (out / name / "questions.json").write_text(json.dumps(questions | {"shown": shown}))
     return entry(
-        0.5, report.RUNG, start, greedy=figure(greedy), problems=40, requests=10, samples=4, parameters=920_000, tokens=41.0, truncated=0.01,
-        language=0.98, scripts={"latin": 0.98, "han": 0.02}, general=figure(greedy[:10]),
+        0.5, report.RUNG, start, greedy=figure(greedy), problems=40, requests=10, samples=4, parameters=920_000, tokens=41.0,
+        truncated=0.01, language=0.98, scripts={"latin": 0.98, "han": 0.02}, general=figure(greedy[:10]),
         judge=asdict(student([judge, judge + 1, judge - 0.5])), **{"pass@1": figure(drawn), "pass@4": figure(greedy)},
     )  # fmt: skip
 
@@ -108,16 +108,15 @@ def told(tmp_path: Path) -> dict[str, Any]:
         "zero": entry(4.0, "recipes.run", steps=2),
         "zero_eval": judged(out, "zero_eval", 28, "{zero}/final", 0.0),
         "pick": entry(0.25, "recipes.pick"),
-        "cold": entry(1.5, "recipes.sft", updates=9, traces=99, tokens=5000),
+        "cold": entry(1.5, "recipes.sft", updates=9, traces=99),
         "cold_eval": judged(out, "cold_eval", 24, "{cold}/final", -0.5),
     }
     (out / "zero" / "traces").mkdir(parents=True)
-    steps = [
-        {"step": 1, "tokens": 700},
-        {"step": 1, "tokens": 600},
-        {"step": 2, "tokens": 500},
-    ]  # the first was killed and made again
-    (out / "zero" / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    (out / "cold").mkdir()
+    for name, more in (("zero", {"reward": 0.5}), ("cold", {"loss": 0.5})):
+        steps = [(1, 700), (1, 600), (2, 500)]  # the first was killed and made again
+        lines = (json.dumps({"step": step, "tokens": tokens} | more) + "\n" for step, tokens in steps)
+        (out / name / "metrics.jsonl").write_text("".join(lines))
     return report.collect("tiny", STAGES, {"stages": made}, out)
 
 
@@ -126,7 +125,7 @@ def test_gains_and_costs_by_hand(told: dict[str, Any]) -> None:
     assert [r["title"] for r in told["rungs"]] == ["Base", "R1-Zero <of nano>", "Cold start SFT"]
     assert [r["total"]["minutes"] for r in told["rungs"]] == [0, 4.0, 1.75]
     assert [[s["name"] for s in r["stages"]] for r in told["rungs"]] == [[], ["zero"], ["pick", "cold"]]
-    assert [(s["sampled"], s["learned"]) for r in told["rungs"] for s in r["stages"]] == [(1100, 1100), (0, 0), (0, 5000)]
+    assert [(s["sampled"], s["learned"]) for r in told["rungs"] for s in r["stages"]] == [(1100, 1100), (0, 0), (0, 1100)]
     assert told["rungs"][2]["stages"][1]["made"] == "9 updates on 99 traces"
     assert (told["total"]["minutes"], told["total"]["cpu_minutes"], told["judging"]["minutes"]) == (5.75, 11.5, 1.5)
     assert base.get("gain") is None
