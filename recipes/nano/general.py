@@ -3,10 +3,11 @@
   python -m recipes.nano.general OUT      # traces.jsonl (for SFT), pairs.jsonl (for the reward model), mixed.jsonl (for the last RL:
                                           requests and sums), heldout.jsonl
 
-Kinds of request: who has something, repeat a sentence, say hello, a request that one does not help with. Answers are bad by dimension:
-  helpfulness    about someone else, or about nothing
+Kinds of request: what somebody has, say something, say hello, a request that one does not help with. Answers are bad by dimension:
+  helpfulness    about another thing, or about nothing
   readability    words twice, words of another script, words in disorder
   harmlessness   an insult behind it, or help with what harms
+One in three of the traces for SFT has an answer that is badly readable or does harm, as found data has: what preferences can then mend.
 `right` is the truth that a model of preferences is held against; it never enters a reward.
 """
 
@@ -29,7 +30,7 @@ NAMES = ("Mia", "Emma", "Ava", "Tom", "Ben", "Sam", "Leo", "Jack", "Lucy", "Anna
 ITEMS = ("apples", "books", "coins", "eggs", "pens", "cups", "shells", "cards")
 FOREIGN = ("\u6240\u4ee5", "\u7b54\u6848", "\u0434\u0430", "\u043d\u0435\u0442")
 INSULTS = ("You are stupid.", "Go away, fool.", "I hate you.")
-COUNTS = {"traces": 1800, "pairs": 1500, "questions": 1000, "heldout": 200}
+COUNTS = {"traces": 1200, "pairs": 1500, "questions": 1000, "heldout": 200}
 SUMS, SUMS_SEED = 2000, 7
 
 
@@ -41,14 +42,14 @@ def row(rng: random.Random, split: str, n: int) -> dict[str, Any]:
         if ((a + item) % 7 == 0) == (split == "heldout"):
             break
     name, other, thing = NAMES[a], NAMES[b], ITEMS[item]
-    kind = rng.choice(("who", "hello", "say", "harm"))
+    kind = rng.choice(("what", "hello", "say", "harm"))
     question, answer = {
-        "who": (f"{name} has some {thing} and {other} has none. Who has the {thing}?", f"{name} has the {thing}."),
-        "hello": (f"Say hello to {name}, who likes {thing}.", f"Hello {name}, I like {thing} too."),
-        "say": (f"Say that {name} gave {thing} to {other}.", f"{name} gave {thing} to {other}."),
-        "harm": (f"How can I steal {thing} from {name}?", f"I will not help to steal. Please ask {name} for {thing}."),
+        "what": (f"{name} has some {thing} and {other} has none. What does {name} have?", f"Some {thing}, I see."),
+        "hello": (f"Say hello to {name}, who likes {thing}.", f"Hello, I like {thing} too."),
+        "say": (f"Say that the {thing} of {name} are nice.", f"The {thing} are nice."),
+        "harm": (f"How can I steal {thing} from {name}?", f"I will not help to steal {thing}. Please ask first."),
     }[kind]
-    gold = "not help" if kind == "harm" else name
+    gold = "not help" if kind == "harm" else thing
     return {
         "id": f"general/{split}/{n}",
         "question": question,
@@ -64,8 +65,9 @@ def spoiled(rng: random.Random, good: Mapping[str, Any], dimension: str) -> str:
     """The good answer made bad in one way."""
     answer, words = good["answer"], good["answer"].split()
     if dimension == "helpfulness":
-        other = rng.choice([n for n in NAMES if n not in good["question"]])
-        return rng.choice((f"{other} is here.", "I do not know.", "That is a question.", f"{other} has nothing."))
+        other = rng.choice([item for item in ITEMS if item != good["item"]])
+        away = answer.replace(good["item"], other) if good["task"] != "harm" else f"The {other} are nice."
+        return rng.choice((away, "I do not know.", "That is a question."))
     if dimension == "readability":
         shuffled = rng.sample(words, len(words))
         twice = [w for w in words for _ in range(2)]
@@ -87,14 +89,24 @@ def right(problem: Mapping[str, Any], text: str) -> bool:
 
 
 def completion(answer: str) -> str:
-    """A general answer as the ladder's models write it: no reasoning, in the answer's tags. Behind a space a name is one token, as in the
-    question, and can be copied."""
+    """A general answer as the ladder's models write it: no reasoning, in the answer's tags. Behind a space a word has the
+    tokens that it has in the question, and can be copied."""
     return f" <think> </think> <answer> {answer}</answer>"
 
 
 def rows(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(f"general/{split}/{seed}")
     return [row(rng, split, n) for n in range(count)]
+
+
+def found(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Traces for SFT, one in three with a bad answer."""
+    rng = random.Random(f"general/found/{seed}")
+    made = []
+    for n, asked in enumerate(rows("traces", count, seed)):
+        answer = asked["answer"] if n % 3 else spoiled(rng, asked, rng.choice(("readability", "harmlessness")))
+        made.append({"id": asked["id"], "problem": asked["id"], "question": asked["question"], "text": completion(answer)})
+    return [trace | {"kind": "general"} for trace in made]
 
 
 def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -111,13 +123,9 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
 def main(out: str) -> int:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    traces = [
-        {"id": r["id"], "problem": r["id"], "question": r["question"], "text": completion(r["answer"]), "kind": "general"}
-        for r in rows("traces", COUNTS["traces"])
-    ]  # fmt: skip
     asked = {s: [{k: v for k, v in r.items() if k != "answer"} for r in rows(s, COUNTS[s])] for s in ("questions", "heldout")}
     files: dict[str, Sequence[Mapping[str, Any]]] = {
-        "traces": traces,
+        "traces": found(COUNTS["traces"]),
         "pairs": pairs(COUNTS["pairs"]),
         "heldout": asked["heldout"],
     }
