@@ -82,3 +82,13 @@ def test_general_answers_are_good_and_spoiled_ones_are_bad() -> None:
         asked = {r["question"]: r for r in general.rows("pairs", 300)}
         wrong = [general.right(asked[p["question"]], p["rejected"]) for p in bad if p["question"] in asked]
         assert sum(wrong) / len(wrong) < 0.15, dimension  # words in disorder may still hold what is asked for
+
+
+def test_found_traces_are_of_mixed_quality_and_never_off_the_point() -> None:
+    """What preferences can mend after SFT: one in three is badly readable or does harm, all say the thing that was asked for."""
+    asked = {r["id"]: r for r in general.rows("traces", 300)}
+    made = general.found(300)
+    bad = [n for n, trace in enumerate(made) if not general.right(asked[trace["id"]], trace["text"])]
+    assert all(n % 3 == 0 for n in bad)
+    assert len(bad) > 90
+    assert sum(general.share(trace["text"], "en") < 1 for trace in made) > 10
