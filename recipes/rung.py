@@ -42,7 +42,7 @@ from rl.sampler import Sampler
 
 FILE, QUESTIONS = "eval.json", "questions.json"
 DRAWS = 4  # answers to each general request
-SHOWN = 3  # questions, and requests, whose answers are kept to be read
+SHOWN = 2  # questions, and requests, whose answers are kept to be read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
