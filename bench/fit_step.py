@@ -91,17 +91,22 @@ def launched(module: str, name: str, cards: int, args: argparse.Namespace, own: 
         ranks = ["accelerate.commands.launch", "--config_file", file, "--num_processes", str(cards), "-m"] if cards > 1 else []
         command = [sys.executable, "-m", *ranks, module, "--case", name, "--out", str(out), *own] + ["--tiny"] * args.tiny
         with log.open("w") as file_:
-            child = subprocess.Popen(command, stdout=file_, stderr=subprocess.STDOUT, start_new_session=True)
+            told = os.environ | {"PYTHONFAULTHANDLER": "1"}
+            child = subprocess.Popen(command, stdout=file_, stderr=subprocess.STDOUT, start_new_session=True, env=told)
             try:
                 code = child.wait(args.limit)
                 why = "" if code == 0 else f"exit status {code}"
             except subprocess.TimeoutExpired:
                 why = f"longer than {args.limit} s"
+                if cards == 1:  # a launcher would leave its ranks behind
+                    os.killpg(child.pid, signal.SIGABRT)  # says where it is, into the log
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(10)
             finally:
                 end(child)
         found = json.loads(out.read_text()) if out.exists() else {"case": name}
         if why:
-            tail = [text for text in log.read_text(errors="replace").splitlines() if text.strip()][-12:]
+            tail = [text for text in log.read_text(errors="replace").splitlines() if text.strip()][-100:]
             found |= {"error": found.get("error") or why, "log": tail}
         return found
 
