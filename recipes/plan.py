@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from recipes.plan_memory import GIB, Setup, Use, engine, row, use
 from recipes.plan_remedy import Remedy, alone, first_that_fits
 from recipes.plan_time import Card, Times, cards, times
 from recipes.plan_trace import Untraceable
 from rl import config as configs
+from rl import judge
 from rl.config import Config
 from rl.policy import resolve, why
 
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config, shape(args.shape) if args.shape else shape_of(config), card.memory_gib * GIB, ranks=args.ranks,
             sharded=args.ranks > 1, shared=not (args.separate or config.rollout.placement == "ray" or bool(config.rollout.devices)),
             prompt=min(args.prompt_tokens, config.prompt.max_tokens), completion=args.mean_tokens or -(-config.rollout.max_tokens // 2),
+            beside=beside(config, True, args.ranks),
         )  # fmt: skip
         return tell(setup, card, args.json)
     except (ValueError, OSError) as error:
@@ -104,24 +106,48 @@ def shape(name: str) -> Any:
 
 
 def shape_of(config: Config) -> Any:
-    """The config of model.path: from its folder, from recipes/shapes under the same name, from the hub's cache, else from the hub."""
-    path = resolve(config.model.path)
+    return shape_at(config.model.path, config.model.trust_remote_code)
+
+
+def shape_at(given: str, trust: bool, what: str = "model.path") -> Any:
+    """A model's config: from its folder, from recipes/shapes under the same name, from the hub's cache, else from the hub."""
+    path = resolve(given, what)
     name = path.rsplit("/", 1)[-1].lower()
     if not Path(path).is_dir() and name in shapes():
         return shape(name)
-    trust = config.model.trust_remote_code
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     except OSError:
         pass
     except ValueError as error:
-        raise ValueError(f"model.path = {path!r}: the config does not load: {why(error)}") from None
+        raise ValueError(f"{what} = {path!r}: the config does not load: {why(error)}") from None
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust)
     except OSError:
         raise ValueError(
-            f"model.path = {path!r}: its config.json cannot be had; name the sizes with --shape (a file, or {', '.join(shapes())})"
+            f"{what} = {path!r}: its config.json cannot be had; name a folder or a shape ({', '.join(shapes())}"
+            + ("; or --shape with a file)" if what == "model.path" else ")")
         ) from None
+
+
+def beside(config: Config, cuda: bool, parts: int = 1) -> dict[str, float]:
+    """Bytes on a card of the models that a run only asks: a teacher, in so many parts (rl/teacher.py), a preference model (rl/judge.py)."""
+    size, found = 2.0 if cuda else 4.0, dict[str, float]()
+    if config.teacher.path:
+        teacher = shape_at(config.teacher.path, config.model.trust_remote_code, "teacher.path")
+        found["teacher"] = size * parameters(AutoModelForCausalLM, teacher) / parts
+    folder = Path(str(config.rewards.get(judge.NAME, {}).get("model", "")))
+    if (folder / judge.FILE).is_file():  # else it is a function, or refused when it is loaded
+        models = sorted(p.parent for p in folder.glob("*/config.json"))
+        shapes = (AutoConfig.from_pretrained(model) for model in models)
+        found["preference model"] = size * sum(parameters(AutoModelForSequenceClassification, shape) for shape in shapes)
+    return found
+
+
+def parameters(kind: Any, shape: Any) -> int:
+    """Of a model of this shape, tied ones once; nothing is loaded."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in kind.from_config(shape).parameters())
 
 
 def refuse(config: Config, prompt_tokens: float, sampling: bool = True) -> None:
@@ -134,7 +160,7 @@ def refuse(config: Config, prompt_tokens: float, sampling: bool = True) -> None:
     shared = r.placement == "colocated" or (r.placement == "processes" and (not cuda or torch.cuda.device_count() <= ranks))
     setup = Setup(
         config, shape_of(config), memory, cuda=cuda, ranks=ranks, sharded=sharded, shared=shared, prompt=int(prompt_tokens),
-        completion=-(-r.max_tokens // 2),
+        completion=-(-r.max_tokens // 2), beside=beside(config, cuda, ranks if sharded else 1),
     )  # fmt: skip
     try:
         uses = use(setup, sampling)

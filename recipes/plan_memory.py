@@ -41,6 +41,7 @@ class Setup:
     prompt: int = 256  # tokens, mean
     completion: int = 512  # tokens, mean
     repeat: bool = False  # see plan_trace.Kind
+    beside: Mapping[str, float] = field(default_factory=dict)  # bytes of models that are only asked, on the learner's card
 
     @property
     def compiled(self) -> bool:
@@ -160,6 +161,7 @@ def learner(setup: Setup) -> tuple[dict[str, float], dict[str, float]]:
     stays = {"weights": weights, "optimiser state": 0.0 if c.learn.offload and setup.cuda else moments}
     if c.algorithm.kl and not c.model.lora.rank:
         stays["reference model"] = of.parameters * held / ranks
+    stays |= setup.beside
     peak = activations(setup, work)
     learns = stays | {"gradients": trained * 4 / ranks, f"one row of {work.positions:,} tokens": peak}
     if setup.sharded:

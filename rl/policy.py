@@ -104,15 +104,15 @@ def graphs_compiled() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"] if "torch._dynamo" in sys.modules else 0
 
 
-def resolve(path: str) -> str:
-    """A folder as given or under the repository; anything else is a hub name."""
+def resolve(path: str, what: str = "model.path") -> str:
+    """A folder as given or under the repository; anything else is a hub name. `what` names the setting in a ValueError."""
     if not path:
-        raise ValueError("model.path is empty: name a folder or a hub model, e.g. model.path=Qwen/Qwen2.5-0.5B")
+        raise ValueError(f"{what} is empty: name a folder or a hub model, e.g. model.path=Qwen/Qwen2.5-0.5B")
     for folder in (Path(path), ROOT / path):
         if folder.is_dir():
             return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"model.path = {path!r}: no such folder, and not a hub name (owner/name)")
+        raise ValueError(f"{what} = {path!r}: no such folder, and not a hub name (owner/name)")
     return path
 
 

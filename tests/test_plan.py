@@ -162,6 +162,23 @@ def test_what_is_held_between_rows() -> None:
     assert held(ranks=2, sharded=True) == pytest.approx(whole / 2, rel=1e-3)
 
 
+def test_a_teacher_and_a_preference_model_are_counted(tmp_path: Path) -> None:
+    taught = config("teacher.path=Qwen/Qwen2.5-7B")
+    assert plan.beside(taught, cuda=True) == {"teacher": pytest.approx(2 * 7.616e9, rel=1e-3)}
+    assert plan.beside(taught, cuda=False, parts=2)["teacher"] == pytest.approx(4 * 7.616e9 / 2, rel=1e-3)
+    nano = plan.AutoConfig.from_pretrained(str(ROOT / "recipes/nano/base"))
+    nano.num_labels = 1
+    for name in ("helpful", "readable"):
+        nano.save_pretrained(tmp_path / name)
+    (tmp_path / "judge.json").write_text("{}")
+    judged = config(f"rewards.preference={{model='{tmp_path}', weight=1.0}}")
+    assert plan.beside(judged, cuda=True) == {"preference model": 2 * 2 * (919_168 + 128)}  # each with a head of its own
+    assert plan.beside(config(), cuda=True) == {}
+    held = setup("qwen2.5-7b", beside={"teacher": 5.0})
+    alone = plan_memory.use(setup("qwen2.5-7b"))
+    assert [a.peak - b.peak for a, b in zip(plan_memory.use(held), alone, strict=True)] == [5.0]
+
+
 def test_a_reference_model_is_counted_and_an_adapter_needs_none() -> None:
     with_kl = plan_memory.learner(setup("qwen2.5-7b", "algorithm.kl=0.01"))[1]
     assert with_kl["reference model"] == pytest.approx(2 * 7.616e9, rel=1e-3)
