@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from rl.learn import Learner, state_of
 from rl.policy import load_tokenizer
 from rl.ranks import rank
 from rl.records import Group
-from rl.report import Journal
+from rl.report import STOPPED, Journal
 from rl.report_html import write_report
 from rl.rollout import RewardFailed, dump, load
 from rl.sync import SyncError, sync
@@ -183,7 +184,7 @@ def _run(config: Config, folder: Path, resume: bool, allow_changes: bool, only: 
             if only == "rollout":
                 return only_rollout(config, folder, task, engine, scorer)
             with stop.closed():  # but for where it samples and evaluates
-                return climb(config, folder, task, tokenizer, engine, scorer, started, resume, groups)
+                return climb(Climb(config, folder, task, tokenizer, engine, scorer, groups), started, resume)
         finally:
             if engine.sampler is not None:
                 engine.sampler.close()
@@ -191,72 +192,72 @@ def _run(config: Config, folder: Path, resume: bool, allow_changes: bool, only: 
             engine.learner.acc.end_training()  # trackers write out what they hold; ends torch.distributed too: after the engine
 
 
-def climb(
-    config: Config,
-    folder: Path,
-    task: Task,
-    tokenizer: Any,
-    engine: Engine,
-    scorer: Scorer | None,
-    started: float,
-    resume: bool,
-    groups: Replay | None,
-) -> int:
+@dataclass(frozen=True)
+class Climb:
+    """What a run is made of, once everything is ready. `groups`: to learn from in place of sampling."""
+
+    config: Config
+    folder: Path
+    task: Task
+    tokenizer: Any
+    engine: Engine
+    scorer: Scorer | None
+    groups: Replay | None
+
+    def evaluated(self, when: str, minutes: dict[str, float]) -> dict[str, Any] | None:
+        return evaluated(self.config, self.folder, self.task, self.engine, self.scorer, when, minutes)
+
+
+def climb(run: Climb, started: float, resume: bool) -> int:
     """Evaluate, train, evaluate, report."""
-    learner, minutes = engine.learner, {"setup": (time.time() - started) / 60}
-    folders.record(folder, config, task)
+    config, folder, learner = run.config, run.folder, run.engine.learner
+    minutes = {"setup": (time.time() - started) / 60}
+    folders.record(folder, config, run.task)
     keeper = checkpoint.Keeper(folder / "checkpoints", learner, config.run)
     try:
-        before = evaluated(config, folder, task, engine, scorer, "before", minutes)
-        state = resumed(config, keeper, engine) if resume else keeper.state
+        before = run.evaluated("before", minutes)
+        state = resumed(config, keeper, run.engine) if resume else keeper.state
         begun, since = time.time(), state if resume else None
-        while (since := trained(config, folder, task, tokenizer, engine, scorer, keeper, since, groups)) is not None:
+        while (since := trained(run, keeper, since)) is not None:
             pass
         minutes["train"] = (time.time() - begun) / 60
-        save_final(learner, tokenizer, folder / "final")
-        after = evaluated(config, folder, task, engine, scorer, "after", minutes)
+        save_final(learner, run.tokenizer, folder / "final")
+        after = run.evaluated("after", minutes)
     except stop.Ended as ended:
         keeper.save()
         name, step = signal.Signals(ended.number).name, f"{keeper.state.step} of {config.run.steps}"
         print(f"{name}: saved after step {step}; go on with the same command and --resume", flush=True)
         return 0 if ended.number == signal.SIGTERM else 128 + ended.number
     minutes["total"] = (time.time() - started) / 60
-    tree = result.result(config, config.run.steps, before, after, minutes, sandbox(config) if scorer else None)
+    tree = result.result(config, config.run.steps, before, after, minutes, sandbox(config) if run.scorer else None)
     result.write_json(folder / "result.json", tree)
     page = write_report(folder)
     print(f"\n{result.line(tree)}\nmodel  {folder / 'final'}\nreport {page}", flush=True)
     return 0
 
 
-def trained(
-    config: Config,
-    folder: Path,
-    task: Task,
-    tokenizer: Any,
-    engine: Engine,
-    scorer: Scorer | None,
-    keeper: checkpoint.Keeper,
-    since: checkpoint.State | None,
-    groups: Replay | None,
-) -> checkpoint.State | None:
+def trained(run: Climb, keeper: checkpoint.Keeper, since: checkpoint.State | None) -> checkpoint.State | None:
     """The steps after `since` (None: a new run), to the end; or to a stop in place of which the run has gone back to what is returned."""
+    config, folder, engine, scorer = run.config, run.folder, run.engine, run.scorer
     state, learner = since or keeper.state, engine.learner
+    (folder / STOPPED).unlink(missing_ok=True)
     journal = Journal(folder, since.step if since else None)
-    feed = make_feed(config, task, engine, scorer, state.step, state.cursor, groups)
+    feed = make_feed(config, run.task, engine, scorer, state.step, state.cursor, run.groups)
     watch = Watch(config.guard, engine.tolerance.mean, state.guard, config.rollout.max_staleness if scorer else math.inf)
     street = Street(
-        config, folder, feed, scorer, engine.sampler, learner, journal, watch, engine.tolerance.canary, engine.canaries, tokenizer,
-        _say, keeper, make_probe(config, task, engine.sampler, scorer),
+        config, folder, feed, scorer, engine.sampler, learner, journal, watch, engine.tolerance.canary, engine.canaries, run.tokenizer,
+        _say, keeper, make_probe(config, run.task, engine.sampler, scorer),
     )  # fmt: skip
     try:
         train(street, state.step)
     except (Stopped, SyncError, RewardFailed) as stopped:
         if (back := gone_back(config, keeper, engine, watch.rollbacks, stopped)) is not None:
             return back
-        if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
-            with suppress(OSError):  # a full disk is not the reason, or says so itself
+        with suppress(OSError):  # a full disk is not the reason, or says so itself
+            if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
                 keeper.save()
-        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came
+            result.write_json(folder / STOPPED, {"reason": str(stopped)})
+        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came, and why no further
         raise
     finally:
         feed.close()

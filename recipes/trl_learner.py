@@ -41,7 +41,7 @@ from rl.guard_text import of_texts
 from rl.optim import make_optimizer
 from rl.policy import load_model, stop_ids
 from rl.records import Group, Prompt
-from rl.report import Journal, console_line
+from rl.report import STOPPED, Journal, console_line
 from rl.report_html import write_report
 from rl.rollout import RewardFailed
 from rl.routing import is_router
@@ -340,7 +340,8 @@ def train(config: Config, folder: Path, model: Any, tokenizer: Any, prompts: lis
         scorer.stats()
         try:
             trainer.train()
-        except (Stopped, RewardFailed):
+        except (Stopped, RewardFailed) as stopped:
+            result.write_json(folder / STOPPED, {"reason": str(stopped)})
             print(f"report {write_report(folder)}", flush=True)
             raise
         finally:

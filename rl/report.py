@@ -15,6 +15,7 @@ from typing import Any
 from rl.records import Group
 
 METRICS = "metrics.jsonl"
+STOPPED = "stopped.json"  # why a run stopped itself, until it goes on
 ROLLOUTS = "rollouts"
 
 

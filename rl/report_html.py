@@ -1,4 +1,5 @@
-"""One self-contained page about a run, from its files: config.json, metrics.jsonl, rollouts/*.jsonl, before.json, result.json.
+"""One self-contained page about a run, from its files: config.json, metrics.jsonl, rollouts/*.jsonl, before.json, result.json, and
+stopped.json.
 
 Any of them may be missing or incomplete: an interrupted run still gets its page. Nothing is loaded from elsewhere and no script
 runs (a content policy in the page forbids both), so what a model wrote can be shown safely.
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl import report_rollouts
-from rl.report import METRICS, read_jsonl
+from rl.report import METRICS, STOPPED, read_jsonl
 from rl.report_findings import findings, value_of
 from rl.report_plots import Line, curves, dots, number, percent, stacked
 
@@ -31,8 +32,9 @@ def write_report(run_dir: str | Path) -> Path:
     if "before" not in result and (before := _read(folder / "before.json")):
         result = {"before": before, **result}
     metrics = list(read_jsonl(folder / METRICS)) if (folder / METRICS).exists() else []
+    stopped = "" if "after" in result else str(_read(folder / STOPPED).get("reason", ""))
     body = [
-        _head(folder.name, config, result, metrics),
+        _head(folder.name, config, result, metrics, stopped),
         _what_to_look_for(metrics, result),
         _before_after(result),
         _by_steps(result),
@@ -65,7 +67,7 @@ def _read(path: Path) -> Tree:
     return tree
 
 
-def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree]) -> str:
+def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree], stopped: str = "") -> str:
     model = result.get("model") or _at(config, "model", "path")
     data = result.get("data") or _at(config, "data") or {}
     if isinstance(data, Mapping):
@@ -74,6 +76,8 @@ def _head(folder: str, config: Tree, result: Tree, metrics: Sequence[Tree]) -> s
     done = max((int(m["step"]) for m in metrics if "step" in m), default=0)
     minutes = value_of(result, "minutes", "total")
     state = "" if "after" in result else f'<p><span class="badge">not finished: step {done} of {steps or "-"}</span></p>'
+    if stopped:
+        state = f'<p><span class="badge">stopped after step {done} of {steps or "-"}</span> {escape(stopped)}</p>'
     if minutes is None and metrics:
         minutes = sum(value_of(m, "seconds") or 0.0 for m in metrics) / 60
     phases = " + ".join(

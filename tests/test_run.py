@@ -330,7 +330,13 @@ def test_too_many_samples_without_a_verdict_stop_the_run(
     assert "stopped: guard masked: 6.2% of this step's samples have no verdict (allowed 2.0%)" in told
     assert [m["masked"] for m in timeless(tmp_path / "run")] == [0.0, 1 / 16]
     assert (tmp_path / "run" / "rollouts" / "step-000002.jsonl").read_text().count("no such server") == 1
-    assert (tmp_path / "run" / "report.html").exists()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "stopped after step 2 of 6</span> guard masked: 6.2% of this step" in page
+    monkeypatch.undo()  # the server is back
+    args = [str(recipe), f"run.out={tmp_path / 'run'}", "evaluate.problems=0", "--resume"]
+    assert door.main(args) == 0
+    assert not (tmp_path / "run" / "stopped.json").exists()
+    assert "stopped after" not in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_truncated_answers_stop_a_run_after_patience(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
