@@ -30,6 +30,7 @@ class Sampler(Protocol):
 
     version: int  # optimiser updates behind the weights in use
     dtype: torch.dtype  # what weights must be cast to before `load`
+    adapter: bool  # whether it holds a frozen base itself and is sent a LoRA adapter alone
 
     def generate(self, prompts: Prompts, sampling: Sampling, done: Done | None = None) -> list[list[Completion]]:
         """`sampling.n` completions a prompt, in the prompts' order; the same seed and weights give the same completions.
@@ -69,6 +70,7 @@ class Alone:
     While it generates it calls `between` where other calls may be served (new weights, canaries), `alive` at least as often.
     """
 
+    adapter = False
     between: Callable[[], object] = staticmethod(lambda: None)
     alive: Callable[[], object] = staticmethod(lambda: None)
 

@@ -57,7 +57,7 @@ def prove(
 
 def adapter_alone(policy: Policy, sampler: Sampler) -> bool:
     """Whether the engines hold the frozen base themselves and take the adapter."""
-    return adapters.attached(policy.model) and getattr(sampler, "adapter", False)
+    return adapters.attached(policy.model) and sampler.adapter
 
 
 def expected(policy: Policy, sampler: Sampler) -> dict[str, int]:

@@ -41,6 +41,7 @@ class Pool:
     One thread may generate while another loads and proves weights.
     """
 
+    adapter = False  # workers take merged weights
     last = "none was lost"
 
     def __init__(
