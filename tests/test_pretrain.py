@@ -30,14 +30,18 @@ def test_loss_falls_and_the_manifest_tells(made) -> None:
     assert "/" not in json.dumps(manifest["settings"])  # no path of the machine it was made on
 
 
-def test_a_student_takes_its_teachers_tokenizer(tmp_path) -> None:
+def test_a_model_is_trained_on(made, tmp_path) -> None:
+    """From where it stood: its sizes, its tokenizer, a loss that begins below that of random weights."""
     from rl.policy import load_tokenizer
     from rl.teacher import check_tokenizer
 
-    shape = "--hidden 64 --layers 1 --heads 1 --intermediate 64 --tokenizer recipes/nano/base"
-    manifest = pretrain(parse(f"--out {tmp_path} --documents 20 --batch-tokens 3000 --processes 1 {shape}".split()))
-    check_tokenizer("student", load_tokenizer(str(tmp_path)), load_tokenizer("recipes/nano/base"))
-    assert manifest["tokenizer"] == "base"
+    start, first = made
+    options = f"--out {tmp_path} --documents 40 --batch-tokens 3000 --processes 1 --rate 1e-4 --seed 1 --start {start}"
+    manifest = pretrain(parse(options.split()))
+    check_tokenizer("student", load_tokenizer(str(tmp_path)), load_tokenizer(str(start)))
+    assert manifest["start"] == "base"
+    assert manifest["parameters"] == first["parameters"]
+    assert manifest["loss_curve"][0] < 0.7 * first["loss_curve"][0]
 
 
 def test_loads_as_any_model(made) -> None:

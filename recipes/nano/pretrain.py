@@ -1,7 +1,8 @@
 """The tiny base model, pretrained from scratch: `python -m recipes.nano.pretrain --out DIR --documents 2000000 --seed 0`.
 
 Writes a folder that transformers and vLLM load as they do any model, with manifest.json beside it: what it was made of. Needs a
-GPU for a few minutes; on a CPU it runs too, for tests. Everything is tokenised first and stays on the device.
+GPU for a few minutes; on a CPU it runs too, for tests and for what is small (--start: a model's weights are trained on, as those that
+recipes/nano/prune.py has cut out). Everything is tokenised first and stays on the device.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from recipes.nano.problems import heldout
 from recipes.nano.tokenizer import VOCABULARY, train_tokenizer
 from rl import experts
 from rl.attention import PACKED, layout
-from rl.policy import load_tokenizer
+from rl.policy import load_model, load_tokenizer
 from rl.records import Span
 from rl.routing import Routing
 
@@ -186,20 +187,24 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mix = Mix(**json.loads(options.mix))
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else train_tokenizer(options.seed)
+    tokenizer = load_tokenizer(options.start) if options.start else train_tokenizer(options.seed)
     standard = heldout(500)
     encoded = encode(options.documents, options.seed, mix, tokenizer.backend_tokenizer.to_str(), standard, options.processes)
     print(f"{len(encoded.ids):,} tokens in {options.documents:,} documents after {time.time() - started:.1f} s", flush=True)
     if encoded.overlap:
         raise RuntimeError(f"{encoded.overlap} documents share a problem with the held-out ones: the splits are broken")
-    model = build_model(options.hidden, options.layers, options.heads, options.intermediate, tokenizer).to(device)
+    if options.start:
+        model = load_model(options.start, dtype=torch.float32)
+    else:
+        model = build_model(options.hidden, options.layers, options.heads, options.intermediate, tokenizer)
+    model.to(device)
     prefix = len(tokenizer(PREFIX)["input_ids"])
     curve = train(model, encoded, prefix, tokenizer.pad_token_id, options.rate, options.batch_tokens, options.seed, device)
     manifest = {
         "command": "python -m recipes.nano.pretrain",
-        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "mix", "processes", "tokenizer")},
+        "settings": {key: value for key, value in vars(options).items() if key not in ("out", "mix", "processes", "start")},
         "mix": asdict(mix),
-        "tokenizer": Path(options.tokenizer).name or "trained",
+        "start": Path(options.start).name,
         "parameters": sum(p.numel() for p in model.parameters()),
         "documents": options.documents,
         "tokens": len(encoded.ids),
@@ -227,9 +232,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--intermediate", type=int, default=384)
     parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument(
-        "--tokenizer", default="", help="a nano model: its tokenizer is taken, so that a student reads as its teacher"
-    )
+    parser.add_argument("--start", default="", help="a folder: its weights are trained on, its sizes and tokenizer kept")
     parser.add_argument("--batch-tokens", type=int, default=65_536)
     parser.add_argument("--mix", default="{}", help='JSON of what differs from corpus.Mix, such as {"error": 0.12}')
     parser.add_argument("--processes", type=int, default=os.cpu_count())

@@ -1,8 +1,8 @@
-"""A smaller start for a student, cut out of a nano model: `python -m recipes.nano.prune --model DIR --out DIR [--layers 0,3 --width 256]`.
+"""A smaller model cut out of a nano one: `python -m recipes.nano.prune --model DIR --out DIR [--layers 0,1,2,3 --width 80]`.
 
 Some of the layers, and of each MLP the neurons that matter most (pruning as in Minitron, arXiv 2407.14679: by the size of what a neuron
-adds to the residual stream, its activation times its column of the down projection, over problems). By itself it answers nothing: it is
-taught by traces (recipes/student_nano.toml). A student of its own pretraining is made by recipes/nano/pretrain.py, on a GPU.
+adds to the residual stream, its activation times its column of the down projection, over problems). By itself it answers nothing. Trained
+on over the base's text (recipes/nano/pretrain.py --start) it is a base of its own: recipes/nano/student_base.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a nano model's folder")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--layers", default="0,3")
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", default="0,1,2,3")
+    parser.add_argument("--width", type=int, default=80)
     options = parser.parse_args(argv)
     tokenizer = load_tokenizer(options.model)
     model = load_model(options.model, dtype=torch.float32, attention="sdpa")
