@@ -63,15 +63,23 @@ def main() -> int:
     args = parser.parse_args()
     if args.case:
         return run_case(args, measure)
+    return sweep(args, {name: case[1] for name, case in CASES.items()}, lambda name: launch(name, args), line)
+
+
+def sweep(
+    args: argparse.Namespace,
+    wanted: dict[str, int],
+    launch: Callable[[str], dict[str, Any]],
+    line: Callable[[dict[str, Any]], str],
+) -> int:
+    """The cases of --cases one after the other, where there are the cards that each wants; --out is written after each."""
     import torch
 
-    cards, results = (2 if args.tiny else torch.cuda.device_count()), []
+    cards, results = (2 if args.tiny else torch.cuda.device_count()), list[dict[str, Any]]()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.cases.split(","):
-        if CASES[name][1] > cards:
-            results.append({"case": name, "error": f"wants {CASES[name][1]} cards, {cards} here"})
-        else:
-            results.append(launch(name, args))
+        enough = wanted[name] <= cards
+        results.append(launch(name) if enough else {"case": name, "error": f"wants {wanted[name]} cards, {cards} here"})
         args.out.write_text(json.dumps(results, indent=1))
         print(line(results[-1]), flush=True)
     return 0

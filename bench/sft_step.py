@@ -11,14 +11,13 @@ tokens. One update warms up (kernels, moments), one is measured.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.fit_step import GIB, TINY, launched, run_case
+from bench.fit_step import GIB, TINY, launched, run_case, sweep
 
 # name: recipe, shape, cards, what differs from the recipe, traces an update
 CASES: dict[str, tuple[str, str, int, list[str], int]] = {
@@ -38,18 +37,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.case:
         return run_case(args, measure)
-    import torch
-
-    cards, results = (2 if args.tiny else torch.cuda.device_count()), []
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name in args.cases.split(","):
-        if CASES[name][2] > cards:
-            results.append({"case": name, "error": f"wants {CASES[name][2]} cards, {cards} here"})
-        else:
-            results.append(launched("bench.sft_step", name, CASES[name][2], args, []))
-        args.out.write_text(json.dumps(results, indent=1))
-        print(line(results[-1]), flush=True)
-    return 0
+    wanted = {name: case[2] for name, case in CASES.items()}
+    return sweep(args, wanted, lambda name: launched("bench.sft_step", name, wanted[name], args, []), line)
 
 
 def measure(args: argparse.Namespace, note: Any) -> None:

@@ -253,9 +253,10 @@ def trained(run: Climb, keeper: checkpoint.Keeper, since: checkpoint.State | Non
     except (Stopped, SyncError, RewardFailed) as stopped:
         if (back := gone_back(config, keeper, engine, watch.rollbacks, stopped)) is not None:
             return back
-        with suppress(OSError):  # a full disk is not the reason, or says so itself
-            if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
+        if learner.updates == keeper.state.updates:  # the weights are still the last whole step's
+            with suppress(OSError):  # a full disk is not the reason, or says so itself
                 keeper.save()
+        with suppress(OSError):
             result.write_json(folder / STOPPED, {"reason": str(stopped)})
         print(f"report {write_report(folder)}", flush=True)  # the page says how far it came, and why no further
         raise
