@@ -25,7 +25,7 @@ import numpy as np
 from recipes.gsm8k.draw import FAULTS, Drawn, draw, equations, written
 from recipes.gsm8k.templates import Template, Value, whole
 from recipes.nano import corpus as nano
-from recipes.nano.corpus import PREFIX, Encoded, Pieces
+from recipes.nano.corpus import PREFIX, Encoded, Pieces, join
 from rl.prompts import R1_ZERO
 
 CHUNK = 1000  # documents
@@ -195,9 +195,4 @@ class Writer:
         """All of them, whatever the number of processes."""
         parts = [part.result() for part in self.parts]
         self.pool.shutdown()
-        return Encoded(
-            np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate([part.prompts for part in parts]),
-            sum(part.overlap for part in parts),
-        )
+        return join(parts)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,6 +198,16 @@ class Pieces(dict[str, list[int]]):
         return [id for piece in _PIECES.findall(text) for id in self[piece]]
 
 
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """All of them as one, in their order."""
+    return Encoded(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.prompts for part in parts]),
+        sum(part.overlap for part in parts),
+    )
+
+
 def _encode_chunk(chunk: int, count: int, seed: int, mix: Mix, tokenizer_json: str, avoid: frozenset[str]) -> Encoded:
     pieces = Pieces(tokenizer_json)
     prefix = pieces.encode(PREFIX)
@@ -224,9 +234,4 @@ def encode(count: int, seed: int, mix: Mix, tokenizer_json: str, avoid: list[dic
     else:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(work, chunks))
-    return Encoded(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.lengths for part in parts]),
-        np.concatenate([part.prompts for part in parts]),
-        sum(part.overlap for part in parts),
-    )
+    return join(parts)
