@@ -18,6 +18,7 @@ from rl.sampler import Sampler, TransformersSampler
 from rl.transfer import GroupWindow, IpcWindow, SharedWindow, Window, window_size
 from rl.workers import Pool
 
+PRIORITY, NORMAL = "CUDA_MPS_CLIENT_PRIORITY", "0"  # of a process, when it first uses CUDA (recipes/mps.py)
 START_S = 1800.0  # a large model from a slow disk, compiled for the first time
 
 
@@ -111,11 +112,11 @@ def spec(config: Config, device: torch.device, context: int, parent: int | None,
 
 
 def environment(config: Config, card: str | None) -> dict[str, str]:
-    """Of a worker's process, over what it inherits: its GPU, and its share of the cores."""
+    """Of a worker's process, over what it inherits: its GPU, where it goes before the learner, and its share of the cores."""
     cores = max(1, (os.cpu_count() or 1) // config.rollout.workers)
     mine = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), "TOKENIZERS_PARALLELISM": "false"}
     if card is not None:
-        mine["CUDA_VISIBLE_DEVICES"] = card
+        mine |= {"CUDA_VISIBLE_DEVICES": card, PRIORITY: NORMAL}
     return mine
 
 

@@ -1,7 +1,8 @@
 """NVIDIA's Multi-Process Service for a learner and rollout workers on one GPU.
 
 Without it the driver gives the card to one process at a time: an engine's decode step of a few milliseconds waits for the learner's time
-slice, 512 times a rollout. With it the kernels of both run side by side. A run starts a service of its own, in a folder of its own, and
+slice, 512 times a rollout. With it the kernels of both run side by side; the learner is a client of the lower priority, so that the short
+kernels of a decode step, each of which waits for the last, come before what is left of its long ones. A run starts a service of its own, in a folder of its own, and
 ends it; nothing of the card's settings is touched. One that is there already (CUDA_MPS_PIPE_DIRECTORY) is used and left alone.
 """
 
@@ -17,11 +18,12 @@ from collections.abc import Iterator
 
 import torch
 
-from recipes.engines import card_of, devices
+from recipes.engines import PRIORITY, card_of, devices
 from rl.config import Config
 
 CONTROL = "nvidia-cuda-mps-control"
 NAMES = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+BELOW_NORMAL = "1"
 STARTS_S = 10.0
 # The service outlives its clients, and ends when its standard input does: with the learner, however that ends.
 KEEPER = f"""{CONTROL} -f & read -r _; echo quit | {CONTROL}; wait; rm -rf "${NAMES[0]}\""""
@@ -41,7 +43,9 @@ def service(config: Config) -> Iterator[None]:
     if not shares_a_card(config) or NAMES[0] in os.environ:
         yield
         return
-    os.environ.update(dict.fromkeys(NAMES, tempfile.mkdtemp(prefix="grpo-mps-")))
+    os.environ.update(
+        dict.fromkeys(NAMES, tempfile.mkdtemp(prefix="grpo-mps-")) | {PRIORITY: os.environ.get(PRIORITY, BELOW_NORMAL)}
+    )
     keeper = _start()
     try:
         if keeper is None:
@@ -75,5 +79,5 @@ def _start() -> subprocess.Popen[bytes] | None:
 
 
 def _forget() -> None:
-    for name in NAMES:
+    for name in (*NAMES, PRIORITY):
         os.environ.pop(name, None)

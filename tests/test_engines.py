@@ -66,6 +66,7 @@ def test_cores_are_shared_out_unless_the_user_did(monkeypatch):
         "OMP_NUM_THREADS": "5",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "4",
+        "CUDA_MPS_CLIENT_PRIORITY": "0",
     }
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert engines.environment(config(workers=99), None)["OMP_NUM_THREADS"] == "2"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import mps
+from recipes import engines, mps
 from rl.config import Config, Rollout
 
 CONTROL = """#!/bin/sh
@@ -82,6 +82,16 @@ def test_it_serves_all_cards(control: None, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with mps.service(PLACED):
         assert (Path(os.environ[mps.NAMES[0]]) / "cards").read_text() == "all\n"
+
+
+def test_workers_go_before_the_learner(control: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(engines.PRIORITY, raising=False)
+    monkeypatch.setattr(mps, "shares_a_card", lambda config: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with mps.service(PLACED):
+        assert os.environ[engines.PRIORITY] == "1"  # below normal
+        assert engines.environment(PLACED, "0")[engines.PRIORITY] == "0"
+    assert engines.PRIORITY not in os.environ
 
 
 def test_a_gpu_that_is_not_reached_is_said(control: None, monkeypatch: pytest.MonkeyPatch) -> None:
