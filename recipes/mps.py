@@ -2,8 +2,9 @@
 
 Without it the driver gives the card to one process at a time: an engine's decode step of a few milliseconds waits for the learner's time
 slice, 512 times a rollout. With it the kernels of both run side by side; the learner is a client of the lower priority, so that the short
-kernels of a decode step, each of which waits for the last, come before what is left of its long ones. A run starts a service of its own, in a folder of its own, and
-ends it; nothing of the card's settings is touched. One that is there already (CUDA_MPS_PIPE_DIRECTORY) is used and left alone.
+kernels of a decode step, each of which waits for the last, come before what is left of its long ones. A run starts a service of its own, in
+a folder of its own, and ends it; nothing of the card's settings is touched. One that is there already (CUDA_MPS_PIPE_DIRECTORY) is used and
+left alone.
 """
 
 from __future__ import annotations
