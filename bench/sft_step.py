@@ -22,6 +22,13 @@ from bench.fit_step import GIB, TINY, launched, run_case, sweep
 # name: recipe, shape, cards, what differs from the recipe, traces an update
 CASES: dict[str, tuple[str, str, int, list[str], int]] = {
     "7b": ("student_7b", "qwen2.5-math-7b", 2, ["learn.row_tokens=16384", "data.context=16384"], 8),
+    "7b-one": (
+        "student_7b",
+        "qwen2.5-math-7b",
+        1,
+        ["learn.optimizer=adamw8", "learn.row_tokens=16384", "data.context=16384"],
+        4,
+    ),
     "20b-lora": ("student_20b", "internlm2-20b", 1, ["model.lora.rank=32", "learn.row_tokens=8192", "data.context=8192"], 4),
     "67b-lora": ("student_67b", "deepseek-llm-67b", 2, ["model.lora.rank=32", "learn.row_tokens=8192", "data.context=8192"], 8),
 }
@@ -82,7 +89,10 @@ def measure(args: argparse.Namespace, note: Any) -> None:
                 torch.cuda.reset_peak_memory_stats()
             self.begun = time.perf_counter()
 
-        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+            control.should_save = (
+                False  # a trainer saves at its end, which is not what is measured: 90 GB for every weight of 7B
+            )
             if cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - self.begun

@@ -74,7 +74,7 @@ class SftLearn:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    optimizer: Literal["adamw", "adamw8"] = "adamw"  # "adamw8": moments in 8 bits (bitsandbytes)
+    optimizer: Literal["adamw", "adamw8"] = "adamw"  # "adamw8": moments in 8 bits; see rl/optim.py
 
 
 @dataclass(frozen=True)

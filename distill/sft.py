@@ -33,6 +33,7 @@ from distill.traces import write
 from rl import adapters
 from rl.attention import layout
 from rl.checkpoint import whole
+from rl.optim import SmallAdamW
 from rl.policy import load_model, resolve
 from rl.records import Span
 from rl.report import read_jsonl
@@ -74,6 +75,15 @@ class PackedTrainer(SFTTrainer):
         spans = [Span(*span) for span in inputs.pop("spans_S4").tolist()]
         inputs["packing"] = layout(spans, inputs["input_ids"].shape[1], inputs["input_ids"].device)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        learn = self.sft.learn
+        if learn.optimizer == "adamw8" and self.optimizer is None:
+            self.optimizer = SmallAdamW(
+                [p for p in (model or self.model).parameters() if p.requires_grad],
+                lr=learn.lr, betas=learn.betas, weight_decay=learn.weight_decay, eight=True, offload=False,
+            )  # fmt: skip
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         base, total = self.sft.learn.lr, self.total
@@ -177,7 +187,7 @@ def settings(config: Sft, folder: Path, rows: int, ranks: int, total: int, cuda:
         output_dir=str(folder / CHECKPOINTS), per_device_train_batch_size=1, gradient_accumulation_steps=rows // ranks,
         max_steps=total, learning_rate=learn.lr, lr_scheduler_type="constant", adam_beta1=learn.betas[0], adam_beta2=learn.betas[1],
         weight_decay=learn.weight_decay, max_grad_norm=learn.max_grad_norm, bf16=cuda, fp16=False, use_cpu=not cuda,
-        optim="adamw_bnb_8bit" if learn.optimizer == "adamw8" else "adamw_torch", seed=config.run.seed, data_seed=config.run.seed,
+        optim="adamw_torch", seed=config.run.seed, data_seed=config.run.seed,
         gradient_checkpointing=m.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps" if config.run.save_every else "no", save_steps=config.run.save_every or total,
         save_total_limit=config.run.keep, logging_steps=1, logging_strategy="steps", report_to="none", disable_tqdm=True,

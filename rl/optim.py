@@ -49,6 +49,14 @@ class SmallAdamW(torch.optim.Optimizer):
         self.eight, self.offload = eight, offload
         super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch's own makes everything of the weights' type; codes are bytes again here, which loses nothing."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            for name in MOMENTS:
+                if f"{name}_max" in state:
+                    state[name] = state[name].to(torch.uint8)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None

@@ -150,6 +150,18 @@ def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Pat
     assert [json.loads(x)["step"] for x in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
 
 
+def test_moments_in_8_bits_resume_and_are_not_plain_adamw(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
+    whole, again = (config(tiny, file, tmp_path / name, optimizer="adamw8") for name in ("whole", "killed"))
+    assert door.run(whole, tmp_path / "whole") == 0
+    killed(again, tmp_path / "killed")
+    state = torch.load(tmp_path / "killed" / sft.CHECKPOINTS / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
+    assert any(s["exp_avg"].dtype == torch.uint8 for s in state.values())
+    assert door.run(again, tmp_path / "killed", resume=True) == 0
+    ours, theirs, plain = weights(tmp_path / "killed"), weights(tmp_path / "whole"), weights(uninterrupted)
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert not all(torch.equal(ours[n], plain[n]) for n in ours)
+
+
 def test_final_loads_in_transformers_and_is_what_was_trained(uninterrupted: Path, tiny: str) -> None:
     model = load_model(str(uninterrupted / "final"), dtype=torch.float32, attention="sdpa")
     tokenizer = load_tokenizer(str(uninterrupted / "final"))
