@@ -69,6 +69,7 @@ class PackedTrainer(SFTTrainer):
 
     sft: Sft
     total: int
+    optimizer: Any
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(inputs)

@@ -35,7 +35,7 @@ class Ahead:
         self.thread.start()
 
     def take(self, step: int, version: int, clock: Clock) -> Made:
-        """Waits for the groups of `step`; the clock's "rollout" is this wait alone."""
+        """Waits for the groups of `step`; the clock's "rollout" is this wait, not the sampling."""
         with clock("rollout"):
             made = self._next()
             old = [i for i, g in enumerate(made.groups) if self._age(g, version) > self.bound]

@@ -82,8 +82,9 @@ def train(street: Street, done: int = 0) -> None:
             except FloatingPointError as error:
                 raise Stopped(str(error), "nan") from None
         with ExitStack() as held:
-            with clock("sync"):
+            with clock("rollout"):  # one that samples ahead is waited for
                 held.enter_context(s.feed.pause())
+            with clock("sync"):
                 if s.sampler is not None:
                     learned["canary"] = sync(s.learner.policy, s.sampler, s.learner.updates, s.canaries, s.tolerance, s.device)
             next_probed = _probed(s, step + 1, clock)
