@@ -258,7 +258,8 @@ def trained(run: Climb, keeper: checkpoint.Keeper, since: checkpoint.State | Non
                 keeper.save()
         with suppress(OSError):
             result.write_json(folder / STOPPED, {"reason": str(stopped)})
-        print(f"report {write_report(folder)}", flush=True)  # the page says how far it came, and why no further
+        with suppress(OSError):
+            print(f"report {write_report(folder)}", flush=True)  # the page says how far it came, and why no further
         raise
     finally:
         feed.close()

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes import run as door
 from rewards import combine
 from rewards.score import Score, Text
+from rl import checkpoint
 from rl import config as configs
 from rl.policy import ROOT
 from tests.tiny_run import QUESTIONS, refused, timeless, tiny_model, write_recipe
@@ -337,6 +338,20 @@ def test_too_many_samples_without_a_verdict_stop_the_run(
     assert door.main(args) == 0
     assert not (tmp_path / "run" / "stopped.json").exists()
     assert "stopped after" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_stop_on_a_full_disk_still_says_why_it_stopped(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    args = [str(recipe), "evaluate.problems=0", "rollout.max_tokens=1", "guard.patience=2", "run.save_every=0"]
+    monkeypatch.setattr(checkpoint.Keeper, "save", full)
+    assert "error: stopped: guard truncated" in refused(capsys, [*args, f"run.out={tmp_path / 'one'}"], code=1)
+    assert "guard truncated" in json.loads((tmp_path / "one" / "stopped.json").read_text())["reason"]
+    monkeypatch.setattr(door, "write_report", full)
+    assert "error: stopped: guard truncated" in refused(capsys, [*args, f"run.out={tmp_path / 'two'}"], code=1)
 
 
 def test_truncated_answers_stop_a_run_after_patience(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
