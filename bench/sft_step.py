@@ -70,7 +70,13 @@ def measure(args: argparse.Namespace, note: Any) -> None:
     shape = plan.AutoConfig.for_model(**TINY) if args.tiny else plan.shape(name)
     samples = random_samples(config, shape.vocab_size, 4 * batch)
     packed, each = rows.plan(samples, 2, batch, config.learn.row_tokens, cards, 0)
-    note(planned=prediction(config, shape, float(samples.lengths.mean()), cards), rows=each, cards=cards)
+    fullest = max(int(sum(samples.lengths[i] for i in row)) for row in packed[each:])
+    note(
+        planned=prediction(config, shape, float(samples.lengths.mean()), cards, fullest),
+        rows=each,
+        cards=cards,
+        fullest=fullest,
+    )
     sft.student = lambda config, device: random_student(config, shape, device, cards)  # type: ignore[assignment]
     folder = Path(tempfile.mkdtemp(prefix="sft-step-"))
     made = sft.trainer(config, folder, load_tokenizer(str(ROOT / "recipes/nano/base")), samples, packed, each, cards)
@@ -123,7 +129,10 @@ def random_samples(config: Any, vocabulary: int, count: int) -> Any:
     return Samples(ids, np.cumsum([0, *lengths]), np.full(count, context // 16, np.int32))
 
 
-def prediction(config: Any, shape: Any, mean: float, cards: int) -> dict[str, Any]:
+def prediction(config: Any, shape: Any, mean: float, cards: int, fullest: int) -> dict[str, Any]:
+    """The plan for rows of `fullest` tokens: random traces do not fill the recipe's."""
+    from dataclasses import replace
+
     import torch
 
     from recipes import plan
@@ -132,7 +141,8 @@ def prediction(config: Any, shape: Any, mean: float, cards: int) -> dict[str, An
 
     cuda = torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else plan.host_memory()
-    setup = setup_of(config, mean, memory, cuda, cards, cards > 1 and cuda, shape)
+    full = replace(config, learn=replace(config.learn, row_tokens=fullest), data=replace(config.data, context=fullest))
+    setup = setup_of(full, mean, memory, cuda, cards, cards > 1 and cuda, shape)
     found = use(setup, sampling=False)[0]
     return {"torch_gib": found.torch_peak / GIB, "card_gib": found.peak / GIB, "fits": plan.fits(setup, [found])}
 

@@ -23,6 +23,7 @@ GRAPHS = 1.2 * GIB  # vLLM's CUDA graphs, captured beyond its budget
 ASLEEP = 1.5 * GIB  # what a sleeping engine keeps
 EIGHT_BIT = 2 * (1 + 4 / 256)  # bytes of two 8-bit moments of a parameter, with an fp32 scale a block of 256
 FOUR_BIT = 0.5 + 4 / 64  # bytes of a 4-bit weight, with an fp32 scale a block of 64
+TILE = 4096 * 32768  # logits that TRL's fused head holds at once (trl/kernels/chunked_logprob.py)
 CPU_PROCESS = 1.0 * GIB  # Python, PyTorch and vLLM on a CPU machine
 CPU_CACHE = 1.0 * GIB  # vLLM's keys and values there, as rl/sampler_vllm.py sets them
 
@@ -41,6 +42,7 @@ class Setup:
     prompt: int = 256  # tokens, mean
     completion: int = 512  # tokens, mean
     repeat: bool = False  # see plan_trace.Kind
+    tiled_head: bool = False  # log-probs as TRL's SFTTrainer computes them, not as rl/logprobs.py does
     beside: Mapping[str, float] = field(default_factory=dict)  # bytes of models that are only asked, on the learner's card
 
     @property
@@ -134,6 +136,10 @@ def head(setup: Setup, work: Work) -> tuple[float, float, float]:
     c, shape = setup.config, setup.shape
     hidden, vocabulary = shape.hidden_size, shape.vocab_size
     size = 4 if c.model.fp32_head or not setup.cuda else 2
+    if setup.tiled_head:
+        states, tile = work.targets * hidden * size, min(TILE, work.targets * vocabulary) * size
+        gradient = 0 if c.model.lora.rank else 4 * vocabulary * hidden
+        return states + tile, 3 * states + gradient + tile, gradient if shape.tie_word_embeddings else 0
     most = CHUNK_ELEMENTS["cuda" if setup.cuda else "cpu"] // vocabulary
     chunk = min(work.targets, max(1, most)) * vocabulary
     trained = not c.model.lora.rank

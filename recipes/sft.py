@@ -176,7 +176,16 @@ def setup_of(config: Sft, mean: float, memory: float, cuda: bool, ranks: int, sh
     )
     sizes = shape or plan.shape_of(base)
     return Setup(
-        base, sizes, memory, cuda=cuda, ranks=ranks, sharded=sharded, shared=False, prompt=prompt, completion=int(mean) - prompt
+        base,
+        sizes,
+        memory,
+        cuda=cuda,
+        ranks=ranks,
+        sharded=sharded,
+        shared=False,
+        prompt=prompt,
+        completion=int(mean) - prompt,
+        tiled_head=True,
     )
 
 

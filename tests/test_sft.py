@@ -12,9 +12,12 @@ import torch
 
 pytest.importorskip("trl")
 
+from bench import sft_step
+from distill import config as configs
 from distill import rows, sft
 from distill.config import Sft, SftData, SftLearn, SftRun
 from distill.traces import Trace, to_json, write
+from recipes import plan, plan_memory
 from recipes import sft as door
 from rl.config import Lora, Model
 from rl.policy import load_model, load_tokenizer
@@ -234,6 +237,23 @@ def test_rotary_base_extends_the_context(tiny: str, file: Path, tmp_path: Path) 
     model.save_pretrained(tmp_path / "m")
     again = load_model(str(tmp_path / "m"), dtype=torch.float32, attention="sdpa")
     assert torch.equal(again.base_model.rotary_emb.inv_freq, slow)
+
+
+@pytest.mark.parametrize(("case", "gib"), [("7b-one", 90.4), ("20b-lora", 46.1), ("67b-lora", 79.3)])
+def test_the_plan_has_the_memory_that_was_measured(case: str, gib: float) -> None:
+    """bench/sft_step.py on H200s (recipes/README.md): torch's peak of a card in one update, random traces."""
+    recipe, name, cards, overrides, batch = sft_step.CASES[case]
+    c = configs.load(Sft, f"recipes/{recipe}.toml", [*overrides, f"learn.batch={batch}", "model.path=recipes/nano/base"])
+    shape = plan.shape(name)
+    samples = sft_step.random_samples(c, shape.vocab_size, 4 * batch)
+    packed, each = rows.plan(samples, 2, batch, c.learn.row_tokens, cards, 0)
+    fullest = max(int(sum(samples.lengths[i] for i in row)) for row in packed[each:])
+    full = dataclasses.replace(
+        c, learn=dataclasses.replace(c.learn, row_tokens=fullest), data=dataclasses.replace(c.data, context=fullest)
+    )
+    setup = door.setup_of(full, float(samples.lengths.mean()), 140 * plan_memory.GIB, True, cards, cards > 1, shape)
+    planned = plan_memory.use(setup, sampling=False)[0].torch_peak / plan_memory.GIB
+    assert planned == pytest.approx(gib, rel=0.10)
 
 
 def test_a_folder_is_one_run(tiny: str, file: Path, uninterrupted: Path) -> None:
