@@ -3,16 +3,19 @@
 DeepSeek-R1's rejection sampling (arXiv 2501.12948, section 2.3.3) keeps right answers and drops "mixed languages, long paragraphs and code
 blocks"; it gives no numbers. The filters here, in this order (cheapest first, so that a count says what is wrong and not only that it is):
   cut off       the teacher ran out of tokens, or went round in a circle
-  format        think tags missing, doubled, in the wrong order or around nothing; `form = "tags"`: the whole of rewards/format_tags.py
+  format        think tags missing, doubled, in the wrong order or around nothing, or no answer; `form = "tags"`: the whole of
+                rewards/format_tags.py
   length        the reasoning has fewer words than `min_words`, or the trace more than `max_tokens` of its teacher's tokens (or words)
-  language      less than `language_share` of the reasoning's words are of the language (rewards/language.py)
+  language      less than `language_share` of the trace's words are of the language (rewards/language.py)
   repetition    more than `repetition` of its n-grams stood in it before (rewards/length.py)
-  wrong         the verifier says so: of a row's own gold or tests; what nothing can verify passes
+  wrong         the verifier says so of what stands behind the reasoning, by a row's own gold or tests, or cannot grade that gold; what
+                has none passes
   duplicate     the same words and signs as an earlier trace of the question
   similar       more than `similar` of its word 3-grams are those of an earlier trace of the question (Jaccard)
   per question  `per_question` traces of its question are kept already
 The last three are about a question's traces together; earlier ones win, so traces come in an order that is the same every time.
-Kind "general" has neither reasoning nor gold: of the first six only "cut off", "language" and "repetition" look at it.
+Kind "general" needs neither reasoning nor gold: of the first six only "cut off", "language" and "repetition" look at all of it, "format"
+at whether something is written, and at think tags that are there, with something between them or not.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Literal
 from distill.traces import CLOSE, OPEN, Trace
 from rewards import format_tags, language
 from rewards.length import repeated
-from rewards.math_answer import accuracy
+from rewards.math_answer import accuracy, check_gold
 from rewards.score import Score, Text
 
 Judge = Callable[[Trace], Score]  # value 1 right, 0 wrong, None: no verdict was possible
@@ -40,7 +43,7 @@ class Filters:
 
     form: Literal["think", "tags"] = "think"  # "tags": <think> </think> <answer> </answer> and nothing else
     verify: bool = True
-    language: str = "en"  # a row's own column `language` goes before it; "": any
+    language: str = "en"  # a row's own column `language` goes before it where it is a code that is known; "": any
     language_share: float = 0.95
     repetition: float = 0.3
     ngram: int = 20  # words, of the repetition
@@ -70,16 +73,17 @@ def _cut_off(trace: Trace, f: Filters, judge: Judge) -> str:
 
 
 def _format(trace: Trace, f: Filters, judge: Judge) -> str:
-    if trace.kind == "general":
-        return ""
-    if f.form == "tags":
+    general = trace.kind == "general"
+    if general and OPEN not in trace.text and CLOSE not in trace.text:
+        return "" if trace.answer else "nothing is written"
+    if f.form == "tags" and not general:
         return format_tags.fault(trace.text)
     for tag in (OPEN, CLOSE):
         if (n := trace.text.count(tag)) != 1:
             return f"{n} x {tag}"
     if trace.text.partition(OPEN)[0].strip():
         return f"text before {OPEN}"
-    return "no reasoning" if not trace.think else "" if trace.answer else "no answer behind the reasoning"
+    return "no reasoning" if not trace.think and not general else "" if trace.answer else "no answer behind the reasoning"
 
 
 def _length(trace: Trace, f: Filters, judge: Judge) -> str:
@@ -91,7 +95,8 @@ def _length(trace: Trace, f: Filters, judge: Judge) -> str:
 
 
 def _language(trace: Trace, f: Filters, judge: Judge) -> str:
-    wanted = str(trace.columns.get("language") or f.language)
+    own = str(trace.columns.get("language"))  # of a program it may be "python"
+    wanted = own if own in language.LANGUAGES else f.language
     if not wanted:
         return ""
     if wanted not in language.LANGUAGES:
@@ -126,12 +131,19 @@ FILTERS: dict[str, Filter] = {
 
 
 def right(trace: Trace) -> Score:
-    """The verifier of kinds that rules on text alone can judge; programs need one that runs them. Traces without a gold are not judged."""
+    """The verifier of kinds that rules on text alone can judge; programs need one that runs them. Traces without a gold are not judged.
+
+    An answer is what stands behind the reasoning: one that the reasoning named and gave up is none.
+    """
     if trace.kind == "code":
         raise ValueError(f"trace {trace.id}: a program is verified by running it; hand in a judge that does")
     if not trace.gold:
         return Score(1.0, reason="nothing to verify it against")
-    return accuracy()(Text(trace.text, trace.tokens, trace.truncated), trace.row)
+    try:
+        check_gold(trace.gold)
+    except ValueError as error:
+        return Score(None, reason=f"the gold cannot be graded: {error}")
+    return accuracy()(Text(trace.answer, trace.tokens, trace.truncated), trace.row)
 
 
 def sieve(

@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distill.traces import Trace, read, to_json, write
+from distill.formats import normal
+from distill.traces import CLOSE, OPEN, Trace, read, to_json, write
 from rl.records import Completion, Prompt, Sampling
 from rl.sampler import Sampler
 
@@ -58,9 +59,12 @@ def shards(folder: Path, questions: int, shard: int) -> list[Path]:
 
 
 def load(files: Sequence[Path]) -> Iterator[Trace]:
-    """The traces of all shards, in order."""
-    for path in files:
-        yield from read(path)
+    """The traces of all shards, in order, with the opening think tag where the prompt had it (chat templates of reasoners)."""
+    traces = [trace for path in files for trace in read(path)]
+    opened = sum(OPEN in trace.text for trace in traces)
+    closed = sum(CLOSE in trace.text and OPEN not in trace.text for trace in traces)
+    # The shards do not know their template. A teacher that writes the tag itself forgets it now and then: that stays a fault of form.
+    yield from (replace(trace, text=normal(trace.text)) for trace in traces) if closed > opened else traces
 
 
 def settings(prompts: Sequence[Prompt], sampling: Sampling, shard: int, teacher: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,18 +56,42 @@ class Trace:
 
 
 NAMES = frozenset(f.name for f in fields(Trace))
+NEEDED = frozenset(("id", "problem", "question", "text"))
+_OTHER = {"tokens": int, "columns": dict}  # types of fields that are no text
 
 
 def to_json(trace: Trace) -> str:
-    return json.dumps(asdict(trace), ensure_ascii=False)
+    return json.dumps(asdict(trace), ensure_ascii=False, default=str)  # columns of a parquet file may be dates
 
 
 def from_json(line: str) -> Trace:
     """The inverse of `to_json`. Raises ValueError."""
     tree = json.loads(line)
-    if not isinstance(tree, dict) or not set(tree) <= NAMES or not {"id", "problem", "question", "text"} <= set(tree):
+    if not isinstance(tree, dict) or not NEEDED <= set(tree) <= NAMES:
         raise ValueError(f"no trace: {line[:80]!r}")
-    return Trace(**tree)
+    return from_row(tree)
+
+
+def from_row(row: Mapping[str, Any]) -> Trace:
+    """A row of this project's own form: null is a field's default, a number among ids and golds its text.
+
+    Raises ValueError for a field of another type, and for text that no file can hold.
+    """
+    row = {k: v for k, v in row.items() if v is not None}
+    if missing := sorted(NEEDED - set(row)):
+        raise ValueError(f"{missing[0]} is null: every trace has its own; write it, or leave the row out")
+    row |= {k: str(row[k]) for k in ("id", "problem", "gold") if type(row.get(k)) in (int, float)}
+    for name, value in row.items():
+        if not isinstance(value, wanted := _OTHER.get(name, str)) or isinstance(value, bool):
+            raise ValueError(f"{name} is of type {type(value).__name__}, not {wanted.__name__}: mend it, or leave the row out")
+    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for k, v in row.items()}
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            broken = f"half of a character (a lone surrogate, {text[error.start]!a})"
+            raise ValueError(f"{name} holds {broken}, which UTF-8 has not: mend it, or leave the row out") from None
+    return Trace(**row)
 
 
 def write(path: Path, lines: Iterable[str]) -> None:

@@ -2,8 +2,9 @@
 
 DeepSeek-R1 (arXiv 2501.12948, section 2.3.1) begins with readable traces, some of them R1-Zero's, refined by people.
 Here: the right answers of the last steps (the policy at its best), cleaned: what stands before <think> or behind </answer> is cut off
-(an answer that went on after it had ended), blank lines and double spaces go. What is then not readable, the filters drop and count
-(recipes/distill.py with data.traces=["OUT/traces.jsonl"]). People's traces, or anyone's, enter there as well, in place of this file.
+(an answer that went on after it had ended) and what is left is judged again, blank lines and double spaces go. What is then not
+readable, the filters drop and count (recipes/distill.py with data.traces=["OUT/traces.jsonl"]). People's traces, or anyone's, enter there
+as well, in place of this file.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distill import filter
 from distill.traces import Trace, to_json, write
+from rewards import format_tags
 from rl.report import ROLLOUTS, read_jsonl, rollout_files
 
 _FORM = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
@@ -53,13 +57,15 @@ def pick(rollouts: Path, steps: int, per_question: int) -> tuple[list[Trace], Co
     for trace, right in (pair for path in reversed(files) for group in read_jsonl(path) for pair in _answers(group)):
         text = cleaned(trace.text)
         fate = "wrong" if not right else "without form" if not text else "picked"
+        if fate == "picked" and not _still_right(trace, text):
+            fate = "right only in what is cut off"
         if fate == "picked" and (kept[trace.problem] >= per_question or (trace.problem, text) in seen):
             fate = "more of a question"
         counts[fate] += 1
         if fate == "picked":
             kept[trace.problem] += 1
             seen.add((trace.problem, text))
-            made.append(Trace(**{**vars(trace), "text": text}))
+            made.append(replace(trace, text=text))
     return made, counts
 
 
@@ -70,10 +76,17 @@ def cleaned(text: str) -> str:
     ' <think> 2 and 2 is\\n4 </think> <answer>4</answer>'
     """
     found = _FORM.search(text)
-    if not found or "<" in found[1] or "<" in found[2]:
+    if not found or any(tag in part for part in found.groups() for tag in format_tags.TAGS):
         return ""
     think = "\n".join(" ".join(line.split()) for line in found[1].splitlines() if line.strip())
     return f" <think> {think} </think> <answer>{found[2].strip()}</answer>" if think else ""
+
+
+def _still_right(trace: Trace, text: str) -> bool:
+    """Whether the verdict on the whole answer holds for what is left of it; programs are not run again."""
+    if not format_tags.fault(trace.text):
+        return True
+    return trace.kind != "code" and filter.right(replace(trace, text=text)).value == 1.0
 
 
 def _answers(group: Mapping[str, Any]) -> Iterator[tuple[Trace, bool]]:

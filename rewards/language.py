@@ -6,6 +6,8 @@ all words of it, added to the task's reward. Differences:
    for Latin-script targets other than English that is all this reward can see. No dictionary and no model is needed.
 2. Han, Kana and Hangul are not written with spaces: there every character is a word, as in character-level tokenisers.
 3. Formulas, code blocks, tags and numbers belong to no language and are not counted; a text without words is consistent (1).
+   Two dollar signs hold a formula where both or neither have a space inside, no digit follows and no six words in a row stand between:
+   amounts of money are no formula, nor is the prose between them.
 4. Where there is no `<think>` part the whole text is judged.
 """
 
@@ -36,8 +38,13 @@ LANGUAGES: dict[str, tuple[str, ...]] = {
     **{"ar": ("arabic",), "fa": ("arabic",), "he": ("hebrew",), "hi": ("devanagari",), "th": ("thai",)},
 }
 _WORD = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _SCRIPTS.items()))
+_INSIDE = r"(?:\\[^\n]|[^\\$\n])"
+_CHARACTER, _LOWER = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", r"[^\W\d_A-Z][^\W\d_]"  # AB, BC, CD are no words
+_PROSE = rf"(?:{_CHARACTER}[\s,\uff0c\u3002\u3001]{{0,2}}|{_LOWER}{{1,19}}[ ,.]{{1,3}}){{5}}(?:{_CHARACTER}|{_LOWER})"  # six words in a row
+_FORMULA = rf"(?<!\\)\$(?!{_INSIDE}*?{_PROSE})(?:(?=\S){_INSIDE}+(?<=\S)|(?=\s){_INSIDE}+(?<=\s))\$(?!\d)"
 _NO_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\{[^{}]*\})*|</?\w+>", re.DOTALL
+    rf"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|{_FORMULA}|\\\[.*?\\\]|\\\(.*?\\\)|\\[A-Za-z]+(?:\{{[^{{}}]*\}})*|</?\w+>",
+    re.DOTALL,
 )
 _THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 

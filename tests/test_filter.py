@@ -106,6 +106,38 @@ def test_general_data_needs_neither_reasoning_nor_gold() -> None:
     assert sieve([general], SETTINGS)[0] == [general]
     assert sieve([replace(general, finish="loop")], SETTINGS)[1].counts == {"cut off": 1}
     assert sieve([replace(general, text="\u6d77" * 9)], SETTINGS)[1].counts == {"language": 1}
+    assert sieve([replace(general, text="<think> </think> The sea.")], SETTINGS)[1].counts == {}
+
+
+@pytest.mark.parametrize("form", ["think", "tags"])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (" ", "nothing is written"),
+        ("<think> Blue is the sea.", "0 x </think>"),
+        ("<think> a </think> <think> b </think> Blue.", "2 x <think>"),
+        ("<think> </think> ", "no answer behind the reasoning"),
+    ],
+)
+def test_general_data_has_whole_tags_or_none(text: str, fault: str, form: str) -> None:
+    general = Trace("g#0", "g", "Write a line about the sea.", text, kind="general")
+    _, dropped = sieve([general], replace(SETTINGS, form=form))
+    assert [(by, why) for _, by, why in dropped.traces] == [("format", fault)]
+
+
+@pytest.mark.parametrize("reply", ["I could not find it.", "It is \\boxed{5}."])
+def test_the_answer_is_what_stands_behind_the_reasoning(reply: str) -> None:
+    text = "<think> So the answer is \\boxed{4}. Or is it not? </think> "
+    assert sieve([replace(GOOD, text=text + reply)], SETTINGS)[1].counts == {"wrong": 1}
+    assert sieve([replace(GOOD, text=text + "It is \\boxed{4}.")], SETTINGS)[1].counts == {}
+
+
+@pytest.mark.parametrize("gold", ["{1, 2", "['4']", " "])
+def test_a_gold_that_cannot_be_graded_is_counted(gold: str) -> None:
+    kept, dropped = sieve([replace(GOOD, gold=gold), GOOD], SETTINGS)
+    assert kept == [GOOD]
+    assert dropped.counts == {"wrong": 1}
+    assert "the gold cannot be graded" in dropped.traces[0][2]
 
 
 def test_no_verdict_is_no_right_answer_and_programs_are_not_passed_unseen() -> None:
@@ -122,5 +154,8 @@ def test_a_rows_language_goes_before_the_settings() -> None:
         GOOD, text="<think>\u4e8c \u52a0 \u4e8c \u662f \u56db</think> \u7b54\u6848 \\boxed{4}", columns={"language": "zh"}
     )
     assert sieve([chinese], SETTINGS)[0] == [chinese]
+    for other in ("python", "English", ["en"], None):  # no code of a language: the settings'
+        assert sieve([replace(GOOD, columns={"language": other})], SETTINGS)[1].counts == {}
+        assert sieve([replace(chinese, columns={"language": other})], SETTINGS)[1].counts == {"language": 1}
     with pytest.raises(ValueError, match=r"filter\.language"):
         sieve([GOOD], replace(SETTINGS, language="tlh"))

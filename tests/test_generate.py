@@ -18,7 +18,7 @@ from distill import generate
 from distill.traces import read
 from rl import data
 from rl.policy import load_tokenizer
-from rl.records import Prompt, Sampling
+from rl.records import Completion, Prompt, Sampling
 from rl.sampler import TransformersSampler
 
 QUESTIONS, SHARD = 7, 2
@@ -88,6 +88,27 @@ def test_killed_and_started_again_it_ends_with_the_same_files(tiny: str, tmp_pat
 def test_traces_made_otherwise_are_not_mixed_in(tiny: str, whole: list[Path], changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"made otherwise .*{named}"):
         make(tiny, whole[0].parent.parent, **changes)
+
+
+class Says:
+    """A sampler of one text each."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = list(texts)
+
+    def generate(self, prompts: Any, sampling: Sampling) -> list[list[Completion]]:
+        return [[Completion((1,), (0.0,), "stop", self.texts.pop(0), 0)] for _ in prompts]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_the_tag_that_the_prompt_opened_is_put_back(opened: bool, tmp_path: Path) -> None:
+    """Whether it did is seen from all shards: a teacher that opens the tag itself and forgot it once is not mended."""
+    told = "one more\n</think>\n\n\\boxed{2}"
+    asked = [Prompt(f"q{i}", (1, i), {"id": f"q{i}", "question": "1 + 1?", "gold": "2"}) for i in range(3)]
+    texts = [told, told, "<think>\n" + told] if opened else [told, "<think>\n" + told, "<think>\n" + told]
+    files = generate.generate(Says(*texts), asked, SAMPLING, tmp_path, shard=1, teacher={"name": "t"})  # type: ignore[arg-type]
+    assert [t.text for path in files for t in read(path)] == texts  # as they were written
+    assert [t.text for t in generate.load(files)] == (["<think>\n" + told] * 3 if opened else texts)
 
 
 def test_a_damaged_shard_is_said_with_its_line(whole: list[Path], tmp_path: Path) -> None:

@@ -26,6 +26,15 @@ from rewards.score import Text
         ("所以 `print(x)` ```python\nfor x in y: pass\n```", "zh", 1.0),
         (r"所以 \frac{a}{b}", "zh", 1.0),
         ("don't re-do it", "en", 1.0),
+        ("costs $3, 所以我们需要 that is $6 now", "en", 4 / 10),  # money is no formula
+        ("costs $3, 所以 that is $x$ now", "en", 4 / 6),
+        ("costs \\$3 所以\\$ now", "en", 2 / 4),
+        ("costs $3，所以我们需要把两个加起来得到$x$ now", "en", 2 / 16),  # nor is what lies between it and a formula
+        ("цена $3, и потом надо все это сложить вместе$x$", "en", 0.0),
+        ("所以 $ x + y $ 是 $x_{max}$", "zh", 1.0),
+        ("所以 $n$-th，$\\$5 + x$", "zh", 2 / 3),
+        ("$" + "word " * 9 + "$", "zh", 0.0),
+        ("六边形 $AB, BC, CD, DE, EF, FA$", "zh", 1.0),
     ],
 )
 def test_share(text: str, code: str, expected: float) -> None:

@@ -45,6 +45,7 @@ def rollouts(folder: Path, *groups: list[dict[str, Any]]) -> Path:
         ("The answer is 4.", ""),
         ("<think> </think> <answer>4</answer>", ""),
         ("<think> a <think> b </think> <answer>4</answer>", ""),
+        (" <think> x < 5, so 4 </think> <answer>4</answer>", " <think> x < 5, so 4 </think> <answer>4</answer>"),
     ],
 )
 def test_cleaned(text: str, wanted: str) -> None:
@@ -71,6 +72,20 @@ def test_only_right_whole_answers_of_the_last_steps_and_few_of_a_question(
     assert "2 picked" in capsys.readouterr().out
     assert pick.main([str(folder), str(tmp_path / "out"), "--steps", "2", "--per-question", "9"]) == 0
     assert len(list(read(tmp_path / "out" / "traces.jsonl"))) == 4
+
+
+def test_what_is_left_of_an_answer_is_judged_again(tmp_path: Path) -> None:
+    wrong, two = " <think> 2 and 3 </think> <answer>5</answer>", [answer(GOOD + " Then <think> on </think> <answer>4</answer>")]
+    traces, counts = pick.pick(rollouts(tmp_path, [answer(wrong + " Wait." + GOOD), *two]), 1, 9)
+    assert [t.text for t in traces] == [GOOD]
+    assert counts == {"right only in what is cut off": 1, "picked": 1}
+
+
+def test_a_program_is_not_run_again_so_nothing_of_its_answer_may_be_cut_off(tmp_path: Path) -> None:
+    folder = rollouts(tmp_path, [answer(GOOD), answer(GOOD + " <answer>5</answer>")])
+    (path,) = folder.iterdir()
+    path.write_text(path.read_text().replace('"kind": "math"', '"kind": "code"').replace('"accuracy"', '"code"'))
+    assert pick.pick(folder, 1, 9)[1] == {"picked": 1, "right only in what is cut off": 1}
 
 
 def test_nothing_to_pick_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
