@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill.filter import Dropped
-from distill.traces import OPEN, Trace
+from distill.traces import CLOSE, OPEN, Trace
 from rl.data import Order
 from rl.prompts import render
 
@@ -53,10 +53,11 @@ class Samples:
 
 
 def encode(traces: Sequence[Trace], tokenizer: Any, template: str, context: int, prompt: int) -> tuple[Samples, Dropped]:
-    """Samples of at most `context` tokens, their prompts of at most `prompt`. Raises ValueError when none is left."""
+    """Samples of at most `context` tokens, their prompts of at most `prompt`. Raises ValueError when none is left, or a text is none."""
     dropped, flat, lengths, prompts = Dropped(), list[np.ndarray](), list[int](), list[int]()
     opened = _opened(tokenizer, template)
     for trace in traces:
+        _check(trace)
         if trace.system and template != "chat":
             dropped.add(trace, "system message", f"template {template!r} has no place for one")
             continue
@@ -76,6 +77,17 @@ def encode(traces: Sequence[Trace], tokenizer: Any, template: str, context: int,
     return Samples(np.concatenate(flat), np.cumsum([0, *lengths]), np.array(prompts, np.int32), shared), dropped
 
 
+def _check(trace: Trace) -> None:
+    for name in ("system", "question", "text"):
+        try:
+            str(getattr(trace, name)).encode()
+        except UnicodeEncodeError as error:  # a tokenizer would not take it
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ValueError(
+                f"trace {trace.id!r}: its {name} has half of a character ({half} alone, at {error.start}): mend it or remove the trace"
+            ) from None
+
+
 def _shared(prompts: Sequence[np.ndarray]) -> int:
     """The last token of each prompt stays its own: it predicts the trace's first."""
     first, common = prompts[0], min(map(len, prompts)) - 1
@@ -91,7 +103,11 @@ def told(dropped: Dropped) -> str:
 
 
 def updates(samples: int, batch: int, epochs: float) -> int:
-    """Updates of a run; the last one is filled from the epoch after it."""
+    """Updates of a run; the last one is filled from the epoch after it. Raises ValueError where a batch is more than there is."""
+    if samples < batch:
+        raise ValueError(
+            f"{samples} traces are fewer than learn.batch = {batch}: an update would have some of them twice; lower it to at most {samples}"
+        )
     return max(1, -(-round(samples * epochs) // batch))
 
 
@@ -159,8 +175,13 @@ def _opened(tokenizer: Any, template: str) -> bool:
 
 
 def _completion(text: str, template: str, opened: bool) -> str:
-    """The trace as it follows the prompt. R1-Zero's ends in "Assistant:", so a space comes first; a chat template's in a line break."""
+    """The trace as it follows the prompt. R1-Zero's ends in "Assistant:", so a space comes first; a chat template's in a line break.
+
+    Where the prompt has opened the reasoning, a text without any closes it first: the answer must not stand inside.
+    """
     if template == "chat":
         text = text.lstrip()
-        return text.removeprefix(OPEN).lstrip("\n") if opened else text
+        if not opened:
+            return text
+        return text.removeprefix(OPEN).lstrip("\n") if CLOSE in text else f"\n{CLOSE}\n\n{text}"
     return text if text[:1].isspace() else " " + text

@@ -6,7 +6,9 @@ What differs from SFTTrainer as it comes:
 2. Each trace attends to its prompt and itself alone, through the attention that reinforcement learning uses: on every device, without
    flash-attn, and with what all prompts begin with once a row.
 3. The rate of an update is a function of its number (rl/schedule.py); order of data, too. So --resume on a CPU is exact.
-4. A checkpoint counts as whole once its last file, `whole`, is there; what a kill left half is removed.
+4. A checkpoint counts as whole once its last file, `whole`, is there; what a kill left half is removed. Older ones go after that file,
+   where Trainer removes them before it, and a kill between the two would leave none.
+5. What ends a run early is decided by all ranks together, at the end of an update: a save needs every one of them.
 Adapters are peft's (model.lora, model.qlora). Several processes: accelerate, recipes/accelerate/ (DDP, FSDP2).
 """
 
@@ -22,9 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from distill.config import Sft, rate_at
@@ -35,6 +39,7 @@ from rl.attention import layout
 from rl.checkpoint import whole
 from rl.optim import SmallAdamW
 from rl.policy import load_model, resolve
+from rl.ranks import rank
 from rl.records import Span
 from rl.report import read_jsonl
 
@@ -101,19 +106,28 @@ class PackedTrainer(SFTTrainer):
 
 
 class Journal(TrainerCallback):
-    """metrics.jsonl and the console line, one an update; a checkpoint's last file; SIGTERM and ctrl-C end the run with a checkpoint."""
+    """metrics.jsonl and the console line, one an update; a checkpoint's last file; SIGTERM and ctrl-C end the run with a checkpoint.
 
-    def __init__(self, folder: Path, total: int, tokens: Sequence[int], done: int) -> None:
+    `heard` is this rank's signal, `ended` the one that all ranks act on, both 0 where there is none.
+    """
+
+    def __init__(self, folder: Path, total: int, tokens: Sequence[int], done: int, keep: int) -> None:
         self.path, self.total, self.tokens, self.begun, self.first = folder / METRICS, total, tokens, time.monotonic(), done
-        self.signal = 0
-        kept = [m for m in read_jsonl(self.path) if m["step"] <= done] if self.path.exists() else []
-        write(self.path, [json.dumps(m) for m in kept])
+        self.keep, self.heard, self.ended = keep, 0, 0
+        if not rank():
+            kept = [m for m in read_jsonl(self.path) if m["step"] <= done] if self.path.exists() else []
+            write(self.path, [json.dumps(m) for m in kept])
 
     def hear(self, number: int, frame: Any) -> None:
-        self.signal = number
+        self.heard = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.signal:
+        self.ended = self.heard
+        if args.world_size > 1:  # a rank may hear it in this update and another one only in the next
+            loudest = torch.tensor(self.heard, device=args.device)
+            dist.all_reduce(loudest, op=dist.ReduceOp.MAX)
+            self.ended = int(loudest)
+        if self.ended:
             control.should_save = control.should_training_stop = True
         return control
 
@@ -134,8 +148,11 @@ class Journal(TrainerCallback):
         )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            dist.barrier()  # each rank has files of its own in it
         if state.is_world_process_zero:
             write(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, [str(state.global_step)])
+            rotate_checkpoints(args.output_dir, self.keep)
 
 
 def newest(folder: Path) -> Path | None:
@@ -191,7 +208,7 @@ def settings(config: Sft, folder: Path, rows: int, ranks: int, total: int, cuda:
         optim="adamw_torch", seed=config.run.seed, data_seed=config.run.seed,
         gradient_checkpointing=m.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps" if config.run.save_every else "no", save_steps=config.run.save_every or total,
-        save_total_limit=config.run.keep, logging_steps=1, logging_strategy="steps", report_to="none", disable_tqdm=True,
+        logging_steps=1, logging_strategy="steps", report_to="none", disable_tqdm=True,
         remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False,
         dataloader_pin_memory=cuda, average_tokens_across_devices=True,
     )  # fmt: skip
@@ -228,7 +245,7 @@ def learn(made: PackedTrainer, folder: Path, samples: Samples, packed: list[list
     lengths = samples.lengths
     tokens = [int(sum(lengths[i] for row in packed[at : at + rows] for i in row)) for at in range(0, len(packed), rows)]
     done = int(start.name.rpartition("-")[2]) if start else 0
-    journal = Journal(folder, made.total, tokens, done)
+    journal = Journal(folder, made.total, tokens, done, made.sft.run.keep)
     made.add_callback(journal)
     if start:
         print(f"resumed after update {done} of {made.total}", flush=True)
@@ -238,7 +255,7 @@ def learn(made: PackedTrainer, folder: Path, samples: Samples, packed: list[list
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return journal.signal if made.state.global_step < made.total else 0
+    return journal.ended if made.state.global_step < made.total else 0
 
 
 def save_final(made: PackedTrainer, tokenizer: Any, folder: Path) -> None:

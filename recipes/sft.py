@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -44,7 +45,7 @@ from rl.config_tree import flat
 from rl.policy import load_tokenizer
 from rl.ranks import rank
 
-CONFIG, DROPPED = "config.json", "dropped.jsonl"
+CONFIG, INPUTS, DROPPED = "config.json", "inputs.json", "dropped.jsonl"
 FREE = ("run.out", "run.save_every", "run.keep")  # may change between stop and resume
 
 
@@ -85,17 +86,20 @@ def run(config: Sft, folder: Path, resume: bool = False) -> int:
     check_folder(config, folder, resume)
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     samples, dropped, read = load_samples(config, tokenizer)
+    if resume:
+        check_inputs(samples, folder)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     refuse(config, float(samples.lengths.mean()))
     learn = config.learn
     count = rows.updates(len(samples), learn.batch, learn.epochs)
     packed, each = rows.plan(samples, count, learn.batch, learn.row_tokens, ranks, config.run.seed)
     print(f"{config.name}: {len(samples):,} of {read:,} traces; dropped: {rows.told(dropped)}", flush=True)
+    epochs = count * learn.batch / len(samples)  # the last update is filled
     positions, shared = int(samples.lengths.sum()), samples.shared
     used = float(np.mean([shared + sum(samples.lengths[i] - shared for i in row) for row in packed])) / learn.row_tokens
     print(
-        f"{positions:,} tokens, {samples.targets:,} of them learned from; {count} updates of {learn.batch} traces in {each} rows, "
-        f"{used:.0%} full; {shared} tokens of every prompt once a row", flush=True,
+        f"{positions:,} tokens, {samples.targets:,} of them learned from; {count} updates of {learn.batch} traces "
+        f"({epochs:.3g} epochs) in {each} rows, {used:.0%} full; {shared} tokens of every prompt once a row", flush=True,
     )  # fmt: skip
     from distill import sft  # TRL is imported for this alone
 
@@ -106,7 +110,7 @@ def run(config: Sft, folder: Path, resume: bool = False) -> int:
             for t, by, why in dropped.traces
         )
         write(folder / DROPPED, gone)
-        result.write_json(folder / CONFIG, configs.to_dict(config))
+        record(config, samples, folder)
     if ended := sft.learn(made, folder, samples, packed, each):
         where = f"{made.state.global_step} of {count}"
         print(f"{signal.Signals(ended).name}: saved after update {where}; go on with the same command and --resume", flush=True)
@@ -139,6 +143,35 @@ def check_folder(config: Sft, folder: Path, resume: bool) -> None:
         f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted({*old, *new} - {*FREE}) if old.get(k) != new.get(k)
     ]:
         raise ValueError(f"--resume: the config is not the run's ({'; '.join(changed)})")
+
+
+def check_inputs(samples: rows.Samples, folder: Path) -> None:
+    """On resume: whether the samples are what the run began with, for a position in the data would mean others. Raises ValueError."""
+    if rank():
+        return
+    try:
+        old = json.loads((folder / INPUTS).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--resume: {folder / INPUTS} cannot be read ({error}): begin anew in another run.out") from None
+    if old != (new := inputs(samples)):
+        raise ValueError(
+            f"--resume: the traces are not what the run began with ({old.get('traces')} then, {new['traces']} now, of other content): a "
+            "file of data.train, the template or the tokenizer was changed. Put it back, or begin anew in another run.out"
+        )
+
+
+def record(config: Sft, samples: rows.Samples, folder: Path) -> None:
+    """What the run is begun with. config.json last: a folder with it has all."""
+    result.write_json(folder / INPUTS, inputs(samples))
+    result.write_json(folder / CONFIG, configs.to_dict(config))
+
+
+def inputs(samples: rows.Samples) -> dict[str, Any]:
+    """How many traces are learned from, and a SHA-256 of their token ids."""
+    found = hashlib.sha256()
+    for array in (samples.ids, samples.starts, samples.prompts):
+        found.update(array.tobytes())
+    return {"traces": len(samples), "sha256": found.hexdigest()}
 
 
 def load_samples(config: Sft, tokenizer: Any) -> tuple[rows.Samples, filter.Dropped, int]:

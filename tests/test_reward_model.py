@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_it_tells_good_answers_from_bad_ones_and_goes_on_where_it_was(
     assert list(told) == ["helpfulness", "harmlessness"]
     assert told["helpfulness"]["accuracy"]["value"] > 0.8
     assert told["harmlessness"]["weight"] == 0.5
-    assert sum(d["dropped"] for d in told.values()) <= 1  # the long one, or it was held out
+    assert sum(d["dropped"] for d in told.values()) == 1
     judge = Judge(tmp_path / "out")
     rows = general.rows("heldout", 40)
     good = judge.score([(r["question"], general.completion(r["answer"])) for r in rows])
@@ -54,6 +55,46 @@ def test_it_tells_good_answers_from_bad_ones_and_goes_on_where_it_was(
     assert json.loads((tmp_path / "out" / "judge.json").read_text())["dimensions"] == told
     assert door.main([*args, "seed=1"]) == 2
     assert "seed changed" in capfd.readouterr().err
+    swapped = [p | {"chosen": p["rejected"], "rejected": p["chosen"]} for p in some_pairs()]
+    assert door.main(recipe(tmp_path, tiny, swapped)) == 2
+    assert "the rows of" in capfd.readouterr().err
+    (tmp_path / "out" / "inputs.json").unlink()  # of which pairs nobody knows
+    assert door.main(args) == 2
+
+
+def test_no_question_is_both_trained_on_and_held_out_and_what_is_not_read_whole_is_dropped(tiny: str) -> None:
+    config = door.Preference(model=tiny, heldout=0.2, dimensions={"help": door.Wanted()})
+    pairs = [
+        {"question": f"q{i}", "chosen": f"good {j}", "rejected": "bad", "dimension": "help"}
+        for i in range(40)
+        for j in range(4)
+    ]
+    long = "word " * 600  # below learn.max_tokens = 8192, beyond the model's 1024
+    more = [pairs[0] | {"chosen": long}, pairs[1] | {"rejected": long}, pairs[2] | {"dimension": "other"}]
+    used, held, dropped = door.divided(config, "help", [*pairs, *more])
+    assert dropped == 2
+    assert len(used) + len(held) == len(pairs)
+    assert len({p["question"] for p in held}) == 8
+    assert not {p["question"] for p in held} & {p["question"] for p in used}
+    short = dataclasses.replace(config, learn=door.Learn(max_tokens=5))
+    with pytest.raises(ValueError, match=r"0 pairs of 0 questions .* and 162 of more than 5 tokens"):
+        door.divided(short, "help", [*pairs, *more])
+
+
+def test_figures_are_over_questions_and_know_no_text_that_was_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"good": 3.0, "fair": 1.0, "bad": -1.0, "unread": None}
+    monkeypatch.setattr(Judge, "raw", lambda self, name, texts: [scores[text.split("\n\n")[1]] for text in texts])
+
+    def pair(question: str, chosen: str, rejected: str) -> dict[str, str]:
+        return {"question": question, "chosen": chosen, "rejected": rejected}
+
+    used = [pair("a", "good", "bad"), pair("a", "good", "unread"), pair("b", "unread", "bad")]
+    held = [pair("c", "good", "bad")] * 3 + [pair("d", "bad", "fair"), pair("d", "good", "unread")]
+    told = door.measured(tmp_path, "help", door.Wanted(), used, held)
+    assert (told["mean"], told["std"]) == (1.0, 2.0)  # of 3 and -1
+    assert told["heldout"] == 4
+    assert told["accuracy"]["value"] == 0.5  # question c 3 of 3, question d 0 of 1
+    assert told["accuracy"]["n"] == 2
 
 
 @pytest.mark.parametrize(
@@ -61,7 +102,8 @@ def test_it_tells_good_answers_from_bad_ones_and_goes_on_where_it_was(
     [
         ({"question": "a", "chosen": "b"}, "must be texts"),
         ({"question": "a", "chosen": "b", "rejected": "c"}, "dimension None is none of"),
-        ({"question": "a", "chosen": "b", "rejected": "c", "dimension": "helpfulness"}, "has 1 pairs"),
+        ({"question": "a", "chosen": "b", "rejected": "c", "dimension": "helpfulness"}, "has 1 pairs of 1 questions"),
+        ({"question": "a", "chosen": "b \ud83d", "rejected": "c", "dimension": "helpfulness"}, "row 1: half of a character"),
     ],
 )
 def test_pairs_that_cannot_be_used(
@@ -69,6 +111,7 @@ def test_pairs_that_cannot_be_used(
 ) -> None:
     assert door.main(recipe(tmp_path, tiny, [pair])) == 2
     assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_general_answers_are_good_and_spoiled_ones_are_bad() -> None:

@@ -46,9 +46,20 @@ def test_chat_traces_begin_where_the_template_ends() -> None:
     assert "Be brief." in texts[1]
     assert CHAT_SYSTEM not in texts[1] + texts[2]
     assert all(t.count("assistant\n" + x) == 1 for t, x in zip(texts, ["<think>", "<think>", "The sea."], strict=True))
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n{% endif", "assistant\\n<think>\\n{% endif")
-    made, _ = rows.encode([TRACE], tokenizer, "chat", 600, 400)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    made, _ = rows.encode([TRACE, plain], tokenizer, "chat", 600, 400)
     assert tokenizer.decode(made.sample(0)[0]).count("<think>") == 1 + CHAT_SYSTEM.count("<think>")
+    # An answer without reasoning stands behind the reasoning that the prompt has opened, not in it.
+    ids, prompt = made.sample(1)
+    assert tokenizer.decode(ids[:prompt]).endswith("assistant\n<think>\n")
+    assert tokenizer.decode(ids[prompt:]) == "\n</think>\n\nThe sea." + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("name", ["system", "question", "text"])
+def test_half_a_character_is_refused_with_its_trace(name: str) -> None:
+    bad = replace(TRACE, id="q#7", **{name: "so \ud83d it is"})
+    with pytest.raises(ValueError, match=rf"'q#7': its {name} has half of a character \(\\ud83d alone, at 3\)"):
+        rows.encode([TRACE, bad], tiny_tokenizer(), "chat", 600, 400)
 
 
 def test_what_does_not_fit_is_dropped_and_counted_never_cut() -> None:
@@ -103,3 +114,5 @@ def test_a_plan_that_cannot_be() -> None:
         rows.plan(samples([30]), 1, 1, 20, 1, 0)
     with pytest.raises(ValueError, match=r"learn\.batch = 2 .* 4 ranks"):
         rows.plan(samples([10, 10, 10]), 1, 2, 20, 4, 0)
+    with pytest.raises(ValueError, match=r"10 traces are fewer than learn\.batch = 64"):
+        rows.updates(10, 64, 2.0)

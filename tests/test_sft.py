@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from distill.config import Sft, SftData, SftLearn, SftRun
 from distill.traces import Trace, to_json, write
 from recipes import plan, plan_memory
 from recipes import sft as door
+from rl import ranks
 from rl.config import Lora, Model
 from rl.policy import load_model, load_tokenizer
+from tests import ranks_child
 
 COUNT = 12
 
@@ -116,14 +120,14 @@ def test_it_learns_and_says_what_it_did(uninterrupted: Path) -> None:
     assert told["tokens"] == sum(m["tokens"] for m in lines)
 
 
+class Killed(Exception):
+    pass
+
+
 def killed(c: Sft, out: Path) -> None:
     """A run of `c` that ends in its fourth update; the last whole checkpoint is of the second, and a half one of the third."""
     trainer, samples, packed, each = made(c, out)
-    (out / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
-
-    class Killed(Exception):
-        pass
-
+    door.record(c, samples, out)
     inner, calls = trainer.training_step, 0
 
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -141,16 +145,90 @@ def killed(c: Sft, out: Path) -> None:
     (half / "model.safetensors").write_bytes(b"half")
 
 
-def test_resumed_after_a_kill_it_ends_with_the_same_weights(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
+def test_resumed_after_a_kill_it_ends_with_the_same_weights(
+    tiny: str, file: Path, tmp_path: Path, uninterrupted: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "killed"
     c = config(tiny, file, out)
     killed(c, out)
     assert door.run(c, out, resume=True) == 0
+    assert "6 updates of 4 traces (2 epochs)" in capfd.readouterr().out
     assert {p.name for p in (out / sft.CHECKPOINTS).iterdir()} == {"checkpoint-4", "checkpoint-6"}
     ours, theirs = weights(out), weights(uninterrupted)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert [json.loads(x)["step"] for x in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 7))
+
+
+def test_killed_before_a_checkpoint_is_whole_the_one_before_is_there(
+    tiny: str, file: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "killed"
+    c = config(tiny, file, out)
+    c = dataclasses.replace(c, run=dataclasses.replace(c.run, keep=1))
+    trainer, samples, packed, each = made(c, out)
+    door.record(c, samples, out)
+
+    def ends(path: Path, lines: Any) -> None:
+        if path.parent.name == "checkpoint-4":  # all of it is there but for its last file
+            raise Killed
+        write(path, lines)
+
+    monkeypatch.setattr(sft, "write", ends)
+    with pytest.raises(Killed):
+        sft.learn(trainer, out, samples, packed, each)
+    monkeypatch.undo()
+    found = sft.newest(out)
+    assert found is not None
+    assert found.name == "checkpoint-2"
+    assert door.run(c, out, resume=True) == 0
+    assert [p.name for p in (out / sft.CHECKPOINTS).iterdir()] == ["checkpoint-6"]
+    ours, theirs = weights(out), weights(uninterrupted)
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def heard_by_one(c: Sft, out: Path, samples: rows.Samples) -> None:
+    """On two ranks: the second one alone hears a SIGTERM, in the first update."""
+    count = rows.updates(len(samples), c.learn.batch, c.learn.epochs)
+    packed, each = rows.plan(samples, count, c.learn.batch, c.learn.row_tokens, 2, c.run.seed)
+    trainer = sft.trainer(c, out, load_tokenizer(c.model.path), samples, packed, each, 2)
+    inner = trainer.training_step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if ranks.rank():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(*args, **kwargs)
+
+    trainer.training_step = step  # type: ignore[method-assign]
+    assert sft.learn(trainer, out, samples, packed, each) == signal.SIGTERM
+    assert trainer.state.global_step == 1
+    trainer.accelerator.end_training()
+
+
+def test_a_signal_that_one_rank_hears_ends_all_after_the_same_update(tiny: str, file: Path, tmp_path: Path) -> None:
+    c = config(tiny, file, tmp_path, row_tokens=600)
+    samples, _, _ = door.load_samples(c, load_tokenizer(tiny))
+    assert ranks_child.launch(2, False, heard_by_one, c, tmp_path, samples, timeout_s=60.0) == [0, 0]
+    found = sft.newest(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-1"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {p.name for p in found.iterdir()}
+
+
+def test_other_traces_are_not_gone_on_with(tiny: str, file: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "own.jsonl", tmp_path / "out"
+    write(own, map(to_json, traces()))
+    c = config(tiny, own, out)
+    out.mkdir()
+    door.record(c, door.load_samples(c, load_tokenizer(tiny))[0], out)
+    other = [dataclasses.replace(t, question=t.question.replace("What", "Say what")) for t in traces()]
+    for changed, told in ((traces(11), "12 then, 11 now"), (other, "12 then, 12 now")):
+        write(own, map(to_json, changed))
+        with pytest.raises(ValueError, match=rf"--resume: the traces are not .* \({told}.*run\.out"):
+            door.run(c, out, resume=True)
+    (out / "inputs.json").unlink()
+    with pytest.raises(ValueError, match=r"inputs\.json cannot be read"):
+        door.run(c, out, resume=True)
 
 
 def test_moments_in_8_bits_resume_and_are_not_plain_adamw(tiny: str, file: Path, tmp_path: Path, uninterrupted: Path) -> None:
