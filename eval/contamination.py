@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 
 from eval.records import write_atomic
 from eval.tasks import load, short
-from rl.data import Source
+from rl.data import Row, Source
 
 SIZES = (8, 13)
 MOST = 0.7  # share of n-grams from which PaLM calls a question contaminated
@@ -269,6 +270,17 @@ def held_whole(question: str, text: str) -> str:
     return ("exact" if asked[1] in found[1] else "words") if asked[0] in found[0] else ""
 
 
+def questions_of(names: Iterable[str], folder: str, sources: Mapping[str, Source] | None) -> dict[str, list[tuple[str, str]]]:
+    """`asked` of test sets by name. Raises ValueError as eval.tasks.load."""
+    return asked({name: load(name, folder, sources) for name in dict.fromkeys(names)})
+
+
+def asked(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[str, str]]]:
+    """(id, question) of each test set's rows: by its short name, or its whole one where two are short alike."""
+    alike = Counter(map(short, rows))
+    return {n if alike[short(n)] > 1 else short(n): [(r["id"], r["question"]) for r in own] for n, own in rows.items()}
+
+
 def training_texts(name: str, sources: Mapping[str, Source] | None = None) -> Iterator[tuple[str, str]]:
     """(id, all text of the row) of a .jsonl, .jsonl.gz or .parquet file, of a set in `sources`, or of a hub data set's train split.
 
@@ -374,8 +386,7 @@ def main(argv: Sequence[str] | None = None, sources: Mapping[str, Source] | None
     parser.add_argument("--out", default="", help="folder of an evaluation: contamination.json is written there for its report")
     given = parser.parse_args(argv)
     try:
-        names = [name for name in given.task.split(",") if name]
-        tests = {short(name): [(row["id"], row["question"]) for row in load(name, given.data, sources)] for name in names}
+        tests = questions_of(filter(None, given.task.split(",")), given.data, sources)
         found = contamination((text for name in given.train for text in training_texts(name, sources)), tests)
     except ValueError as error:
         print(f"eval.contamination: {error}", file=sys.stderr)

@@ -18,7 +18,7 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is impo
 
 from eval import report, tasks
 from eval.answer import CodeGrader
-from eval.contamination import Contamination, contamination, enter, markdown, training_texts
+from eval.contamination import Contamination, asked, contamination, enter, markdown, training_texts
 from eval.evaluate import Options, evaluate, tell
 from eval.regrade import regrade
 from rewards.score import Text
@@ -99,8 +99,7 @@ def _run(args: argparse.Namespace, sources: Sources | None) -> int:
 
 def _overlap(train: Sequence[str], rows: Mapping[str, Sequence[Row]], sources: Sources | None) -> list[Contamination]:
     """Which questions stand in the training sets; said before any score."""
-    tests = {tasks.short(name): [(row["id"], row["question"]) for row in own] for name, own in rows.items()}
-    found = contamination((text for name in train for text in training_texts(name, sources)), tests)
+    found = contamination((text for name in train for text in training_texts(name, sources)), asked(rows))
     print(markdown(found, shown=3), flush=True)
     return found
 

@@ -13,9 +13,10 @@ A ladder is one TOML file:
     resume = "--resume"                       # optional: added where {here}/config.json is there, a run that was ended before
 
 OUT/manifest.json has of each finished stage its command, inputs and outputs with their SHA-256, metrics, minutes (of the clock, and of
-processors), commit. A stage is done when that entry is there and everything it names still has its hash; what is done is not run again.
-Inputs are what its args name: files and folders of the repository, outputs of earlier stages. A stage whose inputs or command have changed
-since is refused (its folder holds something else): `--again STAGE` puts its folder aside and those of the stages that read from it.
+processors), commit; of one under way the inputs it was begun on. A stage is done when its entry is there and everything it names still has
+its hash; what is done is not run again. Inputs are what its args name: files and folders that are there, outputs of earlier stages. A stage
+whose inputs or command have changed since is refused (its folder holds something else), and so is one that was under way on other inputs:
+`--again STAGE` puts its folder aside and those of the stages that read from it.
 
 Killed at any moment, the same command goes on: the manifest is replaced whole, a stage's child ends with this process, and a stage that
 was under way goes on from its own checkpoints (`resume`), or begins again (its command then must begin by itself in a folder that is
@@ -26,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
 import json
 import os
 import re
@@ -37,24 +37,22 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from eval.provenance import commit
+from eval.provenance import commit, hash_of
 from recipes import ladder_page, ladder_report
 from recipes.folder import claimed
 from recipes.ladder_report import RUNG
 from recipes.result import write_json
-from rl.config_tree import build
+from rl.config_tree import build, override
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST, BYTECODE = "manifest.json", ".bytecode"
 _NAME = re.compile(r"\{(\w+)\}")
-_PATH = re.compile(r"[\w./{}-]*/[\w./{}-]*")
 
 
 @dataclass(frozen=True)
@@ -199,20 +197,21 @@ def states(ladder: Ladder, out: Path) -> Iterator[tuple[Stage, str]]:
 
 
 def state_of(stage: Stage, out: Path) -> str:
-    """Why the stage must run: "" (it is done), "missing". Raises ValueError where its folder was made from something else."""
-    entry = read(out)["stages"].get(stage.name)
-    if entry is None:
+    """Why the stage must run: "" (it is done), "missing". Raises ValueError where its folder was made from, or begun on, something else."""
+    tree, here = read(out), out / stage.name
+    entry, begun = tree["stages"].get(stage.name), tree["begun"].get(stage.name)
+    if entry is None and (begun is None or not here.is_dir() or not any(here.iterdir())):  # nothing is there to go on with
         return "missing"
-    now = inputs(stage, out)
-    changed = [p for p in {*now, *entry["inputs"]} if now.get(p) != entry["inputs"].get(p)]
-    if entry["args"] != list(stage.args) or entry["run"] != stage.run:
+    then, now = begun if entry is None else entry["inputs"], inputs(stage, out)
+    changed = [p for p in {*now, *then} if now.get(p) != then.get(p)]
+    if entry and (entry["args"] != list(stage.args) or entry["run"] != stage.run):
         changed.append("its command")
     if changed:
         raise ValueError(
-            f"stage {stage.name} was made from something else ({', '.join(sorted(changed)[:3])} changed since): --again {stage.name} "
-            "puts it aside and makes it anew; or choose another folder with out="
+            f"stage {stage.name} was {'made from' if entry else 'begun on'} something else ({', '.join(sorted(changed)[:3])} changed "
+            f"since): --again {stage.name} puts it aside and makes it anew; or choose another folder with out="
         )
-    return "" if entry["outputs"] == hashes(outputs(stage, out)) else "missing"
+    return "" if entry and entry["outputs"] == hashes(outputs(stage, out)) else "missing"
 
 
 def run_stage(stage: Stage, out: Path) -> None:
@@ -223,6 +222,9 @@ def run_stage(stage: Stage, out: Path) -> None:
         command.append(stage.resume)
     print(f"\n=== {stage.name}: {' '.join(command[1:])}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
+    tree = read(out)
+    tree["begun"][stage.name] = read_from
+    write_json(out / MANIFEST, tree)  # before the first step: whoever goes on with it must know what it was begun on
     log, clock = out / f"{stage.name}.log", Clock(out / f".{stage.name}.seconds")
     with log.open("ab") as file:
         child = subprocess.Popen(
@@ -247,7 +249,7 @@ def run_stage(stage: Stage, out: Path) -> None:
     made = hashes(outputs(stage, out))
     if absent := [path for path, found in made.items() if found is None]:
         raise StageFailed(f"{stage.name} (it did not make {', '.join(absent)})", 1, log)
-    tree = read(out)
+    del tree["begun"][stage.name]
     tree["stages"][stage.name] = {
         "run": stage.run, "args": list(stage.args), "inputs": read_from, "outputs": made, **clock.minutes(),
         "metrics": json.loads((here / stage.metrics).read_text(encoding="utf-8")) if stage.metrics else {}, "commit": commit(),
@@ -299,13 +301,16 @@ def put_aside(ladder: Ladder, out: Path, again: str) -> None:
     for stage in ladder.stage:
         if sources(stage) & stale:
             stale.add(stage.name)
-    for name in stale:
-        tree["stages"].pop(name, None)
-    write_json(out / MANIFEST, tree)  # first: an entry without its folder would be wrong, a folder without its entry is not
-    for name in sorted(stale):
+    for name in sorted(
+        stale
+    ):  # first: what has a folder and no entry is gone on with, what has an entry and no folder begins again
         if (out / name).exists():
             n = next(n for n in range(1, 10_000) if not (out / f"{name}.before-{n}").exists())
             (out / name).rename(out / f"{name}.before-{n}")
+    for name in stale:
+        tree["stages"].pop(name, None)
+        tree["begun"].pop(name, None)
+    write_json(out / MANIFEST, tree)
 
 
 def read(out: Path) -> dict[str, Any]:
@@ -313,10 +318,10 @@ def read(out: Path) -> dict[str, Any]:
     try:
         tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"stages": {}}
+        return {"stages": {}, "begun": {}}
     except ValueError as error:
         raise ValueError(f"{out / MANIFEST} is no manifest ({error}): restore it, or choose another folder with out=") from None
-    return tree
+    return {"begun": {}} | tree
 
 
 def filled(arg: str, stage: Stage, out: Path) -> str:
@@ -336,11 +341,35 @@ def sources(stage: Stage) -> set[str]:
 def inputs(stage: Stage, out: Path) -> dict[str, str | None]:
     """SHA-256 of every file and folder that the args name and the stage does not make itself, by its name in the args."""
     found: dict[str, str | None] = {}
-    for name in (n for arg in stage.args if "{here}" not in arg for n in _PATH.findall(arg)):
-        path = Path(filled(name, stage, out))
-        if _NAME.search(name) or (ROOT / path).exists():
-            found[name] = hash_of(path if path.exists() else ROOT / path)
+    for name in (n for arg in stage.args for n in named(arg) if n and "{here}" not in n):
+        path = filled(name, stage, out)
+        there = path if os.path.exists(path) else ROOT / path
+        if _NAME.search(name) or os.path.exists(there):  # not Path.exists: it raises for texts that are too long to be a name
+            found[name] = hash_of(Path(there))
     return found
+
+
+def named(arg: str) -> Iterator[str]:
+    """What an arg may name: itself, or each text in the value behind `key=`, read as the stage's door reads it.
+
+    >>> list(named("--general")), list(named("data.train=a+b 1.jsonl")), list(named("data.train=['{picked}/kept.jsonl', 'b.jsonl']"))
+    (['--general'], ['a+b 1.jsonl'], ['{picked}/kept.jsonl', 'b.jsonl'])
+    """
+    key, equals, _ = arg.partition("=")
+    if not equals or not key.strip() or "/" in key:
+        return iter([arg])
+    tree: dict[str, Any] = {}
+    override(tree, arg)
+    return texts(tree)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a TOML value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Iterable):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from texts(part)
 
 
 def outputs(stage: Stage, out: Path) -> dict[str, Path]:
@@ -349,24 +378,6 @@ def outputs(stage: Stage, out: Path) -> dict[str, Path]:
 
 def hashes(paths: Mapping[str, Path]) -> dict[str, str | None]:
     return {name: hash_of(path) for name, path in paths.items()}
-
-
-def hash_of(path: Path) -> str | None:
-    """SHA-256 of a file, or of a folder's files and their names; None where there is neither."""
-    if path.is_file():
-        stat = path.stat()
-        return _hash(path, stat.st_size, stat.st_mtime_ns)
-    if not path.is_dir():
-        return None
-    files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    lines = [f"{p.relative_to(path)} {hash_of(p)}\n" for p in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-@cache
-def _hash(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ends_with_parent() -> None:

@@ -15,7 +15,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from distill import config as configs
 from distill.config import Traces
 from distill.traces import Trace, to_json, write
 from eval import tasks
+from eval.contamination import questions_of
+from eval.provenance import weights_mark
 from recipes import folder as folders
 from recipes.engines import make_sampler
 from recipes.run import quiet_libraries
@@ -72,13 +75,14 @@ def run(config: Traces, folder: Path) -> int:
     """All of it, in a folder that is ours."""
     quiet_libraries()
     tests = test_sets(config)  # first: a data set that cannot be found is said before anything is sampled
-    traces = list(read(config) if config.data.traces else sample(config, folder))
+    traces = list(apart(read(config) if config.data.traces else sample(config, folder)))
     print(f"{len(traces):,} traces of {len({t.problem for t in traces}):,} questions", flush=True)
     with judging(config, traces) as judge:
         sieved, dropped = filter.sieve(traces, config.filter, judge)
-    if not sieved:
-        raise ValueError(f"no trace is left of {len(traces):,}: dropped {dict(dropped.counts)}; see the [filter] table")
+    _some_of(sieved, traces, dropped.counts)
     clean = decontaminate.decontaminate(sieved, tests)
+    counts = {**dropped.counts, **clean.dropped.counts}
+    _some_of(clean.kept, traces, counts)
     write(folder / KEPT, map(to_json, clean.kept))
     gone = [*dropped.traces, *clean.dropped.traces]
     write(
@@ -88,14 +92,37 @@ def run(config: Traces, folder: Path) -> int:
     told = card.statistics(config.name, traces, clean, dropped)
     write(folder / STATISTICS, [json.dumps(told, indent=1, ensure_ascii=False)])
     page = card.write_card(folder / "card.html", told, clean.kept, gone)
-    counts = {**dropped.counts, **clean.dropped.counts}
     print("dropped  " + (", ".join(f"{n:,} {name}" for name, n in counts.items()) or "none"), flush=True)
     print(f"kept     {len(clean.kept):,} of {len(traces):,}: {folder / KEPT}\ncard     {page}", flush=True)
     return 0
 
 
+def _some_of(left: Sequence[Trace], traces: Sequence[Trace], counts: Mapping[str, int]) -> None:
+    if not left:
+        raise ValueError(f"no trace is left of {len(traces):,}: dropped {dict(counts)}; see the [filter] table and data.tests")
+
+
+def apart(traces: Iterable[Trace]) -> Iterator[Trace]:
+    """The traces; those of a question whose id was another question's before get a number before both of their ids, from 2 on.
+
+    Files number their rows each from 0, and the filters judge the traces of one id together.
+    """
+    before: dict[tuple[str, str], str] = {}  # of an id and its question
+    taken, again = set[str](), Counter[str]()
+    for trace in traces:
+        key = trace.problem, trace.question
+        if key not in before:
+            before[key] = ""
+            while before[key] + trace.problem in taken:
+                again[trace.problem] += 1
+                before[key] = f"{again[trace.problem] + 1}/"
+            taken.add(before[key] + trace.problem)
+        number = before[key]
+        yield replace(trace, id=number + trace.id, problem=number + trace.problem) if number else trace
+
+
 def read(config: Traces) -> Iterator[Trace]:
-    """Given files; ids that two of them share get the file's name before them."""
+    """Given files, one after the other."""
     for path in config.data.traces:
         found = list(formats.read(path))
         if not found:
@@ -111,10 +138,15 @@ def sample(config: Traces, folder: Path) -> Iterator[Trace]:
     prompts = data.prompts(rows, config.prompt.template, tokenizer, config.prompt.max_tokens)
     sampling = Sampling(r.group, r.max_tokens, r.temperature, config.run.seed, r.top_p, r.top_k)
     files = generate.shards(folder, len(prompts), config.run.shard)
-    options = {"name": m.path, "engine": r.sampler}
-    if all(path.exists() for path in files):
+    options = {  # all that decides what the teacher draws: other weights may lie under the same path by now
+        "name": m.path, "weights": weights_mark(m.path), "engine": r.sampler, "options": dict(r.engine), "stop_loops": r.stop_loops,
+    }  # fmt: skip
+    made = sum(path.exists() for path in files)
+    if made:  # refused before an engine is started for nothing
         generate.claim(folder, generate.settings(prompts, sampling, config.run.shard, options))
-    else:
+    else:  # those of an engine that made nothing
+        (folder / generate.SETTINGS).unlink(missing_ok=True)
+    if made < len(files):
         sampler = teacher(config, tokenizer, max(len(p.ids) for p in prompts) + r.max_tokens)
         try:
             generate.generate(
@@ -147,10 +179,7 @@ def teacher(config: Traces, tokenizer: Any, context: int) -> Any:
 def test_sets(config: Traces) -> dict[str, list[tuple[str, str]]]:
     """(id, question) of each test set. Raises ValueError for one that cannot be read."""
     names = config.data.tests or tuple(n for n in tasks.TASKS if n not in ("gsm8k_8shot", "mmlu_cot"))  # the same questions
-    return {
-        tasks.short(name): [(row["id"], row["question"]) for row in tasks.load(name, config.data.folder, SOURCES)]
-        for name in names
-    }
+    return questions_of(names, config.data.folder, SOURCES)
 
 
 @contextmanager
@@ -165,7 +194,9 @@ def judging(config: Traces, traces: Sequence[Trace]) -> Iterator[filter.Judge]:
     def judge(trace: Trace) -> Score:
         if trace.kind != "code":
             return filter.right(trace)
-        return pool.submit(Text(trace.text, trace.tokens, trace.truncated), trace.row).result()
+        return pool.submit(
+            Text(trace.answer, trace.tokens, trace.truncated), trace.row
+        ).result()  # a draft in the reasoning is none
 
     try:
         yield judge

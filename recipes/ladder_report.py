@@ -3,6 +3,8 @@
 `collect` reads what recipes/chain.py wrote: its manifest, and of each rung questions.json (recipes/rung.py). What is counted, and how:
 1. A gain is that of a rung over the rung above it, and over the rung whose weights it began from where that is another one. Both rungs
    answered the same questions, so the interval is of the paired differences (eval/paired.py), narrower than two intervals side by side.
+   So is that of what a student keeps, its accuracy over its teacher's: at the share s a question's difference is its own part of right
+   answers minus s times the teacher's (the delta method for a ratio of means).
 2. Judge scores are in standard deviations of the answers that the judge was trained on; intervals by Student's t over requests.
 3. Minutes are wall-clock on the machine that ran, and of its processors; goes that were killed count to their last line. Tokens sampled
    are those of answers that a stage drew; tokens learned from those of each update's rows, a token seen in two updates twice.
@@ -19,13 +21,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from eval.estimators import student
-from eval.paired import paired
+from eval.paired import difference_interval, paired
+from rl.config_tree import override
 
 Tree = Mapping[str, Any]
 RUNG = "recipes.rung"  # the command of an evaluation
 FIGURES = ("greedy", "pass@1", "general", "judge")
-_START = re.compile(r"model\.path=\{(\w+)\}/|model\.path=(.+)")
+_START = re.compile(r"\{(\w+)\}/(final)?")
 
 
 class Stage(Protocol):
@@ -65,7 +70,7 @@ def collect(name: str, stages: Sequence[Stage], manifest: Tree, out: Path) -> di
             rung["start"] = {"title": start["title"], "gain": gains(start, rung)}
         if teacher := at.get(stage.teacher):
             rung["teacher"] = teacher["title"]
-            rung["kept"] = {key: kept(teacher[key], rung[key]) for key in ("greedy", "pass@1")}
+            rung["kept"] = {key: kept(teacher["questions"][key], questions[key]) for key in ("greedy", "pass@1")}
         at |= {stage.model: rung, entry["args"][0]: rung}
         rungs.append(rung)
         led = []
@@ -76,8 +81,13 @@ def collect(name: str, stages: Sequence[Stage], manifest: Tree, out: Path) -> di
 
 def _start(args: Sequence[str]) -> str:
     """The stage, or the path, whose weights a stage begins from."""
-    found = next((m for m in map(_START.fullmatch, (a.removesuffix("final") for a in args)) if m), None)
-    return (found[1] or found[2]) if found else ""
+    tree: dict[str, Any] = {"model": {"path": ""}}
+    for arg in args:
+        if arg.startswith("model.path="):
+            override(tree, arg)  # as the stage's door reads it: quoted or not
+    path = str(tree["model"]["path"])
+    stage = _START.fullmatch(path)
+    return stage[1] if stage else path
 
 
 def gains(before: Tree, now: Tree) -> dict[str, dict[str, float]]:
@@ -96,13 +106,21 @@ def gain(before: Sequence[Sequence[float]], now: Sequence[Sequence[float]]) -> d
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def kept(teacher: Tree, student: Tree) -> dict[str, float]:
-    """Share of the teacher's accuracy, with its 95 % interval: relative half-widths in quadrature. 0 where the teacher is never right."""
-    if not teacher["value"]:
+def kept(teacher: Sequence[Sequence[float]], student: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Share of the teacher's accuracy on the same questions, with its 95 % interval (point 1 above). 0 where the teacher is never right.
+
+    Verdicts of 0 and 1, a row a question.
+
+    >>> kept([[1, 1], [1, 0]], [[1, 0], [1, 0]])["value"]
+    0.6666666666666666
+    """
+    of_teacher, of_student = (np.asarray(rows, dtype=np.float64).mean(axis=1) for rows in (teacher, student))
+    accuracy = float(of_teacher.mean())
+    if not accuracy:
         return {"value": 0.0, "low": 0.0, "high": 0.0}
-    share = student["value"] / teacher["value"]
-    half = math.hypot((student["high"] - student["low"]) / 2, share * (teacher["high"] - teacher["low"]) / 2) / teacher["value"]
-    return {"value": share, "low": share - half, "high": share + half}
+    share = float(of_student.mean()) / accuracy
+    low, high = difference_interval(np.round(of_student - share * of_teacher, 12))  # of a mean that is 0
+    return {"value": share, "low": max(0.0, share + low / accuracy), "high": share + high / accuracy}
 
 
 def spent(folder: Path, entry: Tree) -> dict[str, float]:
@@ -149,7 +167,9 @@ def table(told: Tree) -> str:
             f"{r['title'][:33]:<34}{figures}{bought:>22}{r['tokens']:>8.0f}{r['language']:>7.1%}{r['total']['minutes']:>9.1f}"
         )
     lines += [
-        f"{r['title']} keeps of {r['teacher']}: pass@1 {number(r['kept']['pass@1'])} %" for r in told["rungs"] if "teacher" in r
+        f"{r['title']} keeps of {r['teacher']}: pass@1 {number(r['kept']['pass@1'])} %, paired by question"
+        for r in told["rungs"]
+        if "teacher" in r
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from eval.provenance import hash_of
 from recipes import chain
 
 LADDER = """
@@ -66,9 +68,9 @@ def test_stages_in_order_with_hashes_and_metrics(tmp_path: Path, capsys: pytest.
     assert (out / "third" / "final" / "sum").read_text() == "22"  # 3 + (5 + 3) + (5 + 3 + 3)
     made = manifest(out)
     assert made["first"]["metrics"] == {"steps": 3}
-    assert made["second"]["inputs"] == {"{first}/final/sum": chain.hash_of(out / "first/final/sum")}
-    assert made["first"]["inputs"] == {str(tmp_path / "given"): chain.hash_of(tmp_path / "given")}
-    assert made["third"]["outputs"] == {"final/sum": chain.hash_of(out / "third/final/sum")}
+    assert made["second"]["inputs"] == {"{first}/final/sum": hash_of(out / "first/final/sum")}
+    assert made["first"]["inputs"] == {str(tmp_path / "given"): hash_of(tmp_path / "given")}
+    assert made["third"]["outputs"] == {"final/sum": hash_of(out / "third/final/sum")}
     assert made["third"]["minutes"] > 0
     assert made["third"]["cpu_minutes"] > 0
     assert climb(ladder, out) == 0
@@ -162,6 +164,80 @@ def test_what_has_changed_is_refused_until_it_is_put_aside(tmp_path: Path, capsy
     write(tmp_path, steps=4)
     assert climb(ladder, out) == 2
     assert "its command" in capsys.readouterr().err
+
+
+def test_a_stage_under_way_goes_on_with_the_inputs_it_was_begun_on_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = LADDER[: LADDER.index('[[stage]]\nname = "second"')]
+    half = write(tmp_path, text=text.replace('"final", "result.json"', '"product"'))  # ends without what it should make
+    out, given = tmp_path / "out", tmp_path / "given"
+    assert climb(half, out) == 1
+    assert climb(half, out) == 1  # nothing has changed: it goes on
+    assert json.loads((out / chain.MANIFEST).read_text()) == {"begun": {"first": {str(given): hash_of(given)}}, "stages": {}}
+    given.write_text("6")
+    whole = write(tmp_path, text=text)
+    capsys.readouterr()
+    assert climb(whole, out) == 2
+    assert capsys.readouterr().err == (
+        f"error: stage first was begun on something else ({given} changed since): --again first puts it aside and makes it anew; "
+        "or choose another folder with out=\n"
+    )
+    assert (out / "first" / "final" / "sum").read_text() == "8"
+    shutil.copytree(out, tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty" / "first")
+    assert climb(whole, tmp_path / "empty") == 0  # there is nothing to go on with
+    assert climb(whole, out, "--again", "first") == 0
+    assert (out / "first.before-1" / "final" / "sum").read_text() == "8"
+    assert (out / "first" / "final" / "sum").read_text() == "9"
+    made = json.loads((out / chain.MANIFEST).read_text())
+    assert made["begun"] == {}
+    assert made["stages"]["first"]["inputs"] == {str(given): hash_of(given)}
+
+
+def test_what_was_not_put_aside_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it puts a folder aside: the folder is not taken for one of the new inputs."""
+    ladder, out = write(tmp_path), tmp_path / "out"
+    assert climb(ladder, out) == 0
+    (tmp_path / "given").write_text("6")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        assert climb(ladder, out, "--again", "first") == 130
+    assert climb(ladder, out) == 2
+    assert climb(ladder, out, "--again", "first") == 0
+
+
+@pytest.mark.parametrize(
+    ("arg", "wanted"),
+    [
+        *((f"data.train=FOLDER/{name}", [f"FOLDER/{name}"]) for name in ("data+v1.jsonl", "a@b", "c=d", "e f")),
+        ("FOLDER/c=d", ["FOLDER/c=d"]),
+        ("data.train=['FOLDER/e f', \"FOLDER/a@b\", 'FOLDER/none']", ["FOLDER/e f", "FOLDER/a@b"]),
+        ("rewards.x={model = 'FOLDER/a@b', weight = 0.5}", ["FOLDER/a@b"]),
+        ("data.train=['{first}/final/sum', '{here}/a@b']", ["{first}/final/sum"]),
+        ("model.path={first}/final", ["{first}/final"]),
+        ("README.md", ["README.md"]),  # of the repository, whatever the folder one stands in
+        ("data.train=recipes/r1_nano.toml", ["recipes/r1_nano.toml"]),
+        *(
+            (arg, [])
+            for arg in ("model.path=''", "--steps", "20", "run.steps=20", "model.path=Owner/Name", "x" * 5000, "=", "")
+        ),
+    ],
+)
+def test_inputs_are_the_files_that_args_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg: str, wanted: list[str]
+) -> None:
+    for name in ("data+v1.jsonl", "a@b", "c=d", "e f"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    found = chain.inputs(chain.Stage("s", "m", (arg.replace("FOLDER", str(tmp_path)),)), tmp_path / "out")
+    assert list(found) == [name.replace("FOLDER", str(tmp_path)) for name in wanted]
+    assert all(value is None for name, value in found.items() if "{" in name)  # the stage has not run yet
+    assert all(value == hash_of(chain.ROOT / name) for name, value in found.items() if "{" not in name)
 
 
 def test_a_stage_that_fails_stops_the_chain_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

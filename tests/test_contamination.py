@@ -135,6 +135,21 @@ def test_the_command_lists_them_before_any_score(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_test_sets_of_one_file_name_are_all_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / part / "test.jsonl" for part in ("a", "b")]
+    for path, question in zip(files, (Q, "k l m"), strict=True):
+        path.parent.mkdir()
+        path.write_text(json.dumps({"id": "q", "question": question, "gold": "4"}))
+    train = tmp_path / "train.jsonl"
+    train.write_text(json.dumps({"text": f"so {Q}"}))
+    assert main(["--train", str(train), "--task", ",".join(map(str, files)), "--out", str(tmp_path)]) == 0
+    assert f"| {files[0]} | 8 | 1 | 0 | 1 |" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "contamination.json").read_text())
+    assert [(c["task"], c["n"], c["exact"]) for c in saved] == [
+        (str(path), n, int(path == files[0])) for path in files for n in (8, 13)
+    ]
+
+
 def test_a_long_list_is_cut_and_says_so() -> None:
     (got,) = contamination([("t", Q)], {"toy": [(f"q{i:02}", Q) for i in range(30)]}, (8,))
     assert "toy, n = 8: 20 of 30" in markdown([got])

@@ -46,6 +46,18 @@ def test_test_questions_go_with_all_their_traces() -> None:
     assert gone["recited#1"].startswith("trains")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_every_question_of_an_id_is_looked_at_and_judged_alone(order: int) -> None:
+    """Two files may number their rows from 0 on: a test question hides behind none, and takes none with it."""
+    two = [trace("0", CLEAN), trace("0", TEST, n=1)][::order]
+    assert cleaned(two) == (["0#0"], {"0#1": "cows cows/0: exact"})
+
+
+def test_a_system_message_is_looked_at() -> None:
+    traces = [replace(trace("a", CLEAN), system=f"Answer this: {TEST}"), replace(trace("b", CLEAN), system="Be brief.")]
+    assert cleaned(traces) == (["b#0"], {"a#0": "cows cows/0: exact"})
+
+
 def test_ngrams_spread_over_rows_are_found_together() -> None:
     words = TEST.split()
     half = len(words) // 2 + 4

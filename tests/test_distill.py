@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +41,96 @@ def test_a_teachers_traces(tiny: str, tmp_path: Path, questions: Path, capsys: p
     assert [p.read_bytes() for p in sorted((out / "traces").glob("*.jsonl"))] == made
     assert door.main([*arguments, "rollout.temperature=0.5"]) == 2
     assert "made otherwise" in capsys.readouterr().err
+
+
+def test_other_weights_under_the_teachers_path_are_refused(
+    tiny: str, tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And other options of its engine: old shards and new ones would be of two teachers."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny, model)
+    arguments = [
+        RECIPE, f"model.path={model}", "rollout.sampler=transformers", "rollout.max_tokens=4", "data.limit=2", "run.shard=1",
+        f"run.out={out}", f"data.tests={questions}", "rollout.group=1",
+    ]  # fmt: skip
+
+    def said(*more: str) -> str:
+        assert door.main([*arguments, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "no trace is left" in said()
+    weights = model / "model.safetensors"
+    held = weights.read_bytes()
+    other = held[:-4] + bytes([held[-4] ^ 1]) + held[-3:]  # the last bit of a number
+    weights.write_bytes(other)
+    assert "made otherwise (teacher: " in said()
+    weights.write_bytes(held)
+    (out / "traces" / "00001.jsonl").unlink()
+    assert "no trace is left" in said()
+    for option in ("rollout.engine.dtype=float16", "rollout.stop_loops=8"):
+        told = said(option)
+        assert "made otherwise (teacher: " in told
+        assert told.count("\n") == 1
+    shutil.rmtree(out / "traces")
+    weights.write_bytes(other)
+    assert "no trace is left" in said()  # nothing of the other teacher is there any more
+
+
+def answered(question: str, gold: int, think: str = "we count them all", **more: Any) -> str:
+    text = rf"<think>{think}</think> It is \boxed{{{gold}}}"
+    return json.dumps({"question": question, "gold": str(gold), "response": text} | more) + "\n"
+
+
+def given(folder: Path, **files: str) -> str:
+    """Files of the name traces.jsonl, each in a folder of its own, as data.traces wants them."""
+    for name, lines in files.items():
+        (folder / name).mkdir()
+        (folder / name / "traces.jsonl").write_text(lines)
+    return f"data.traces={[str(folder / name / 'traces.jsonl') for name in files]}"
+
+
+def test_test_sets_of_one_file_name_are_all_looked_at(tmp_path: Path, questions: Path) -> None:
+    other = tmp_path / "other" / questions.name
+    other.parent.mkdir()
+    other.write_text(json.dumps({"id": "o0", "question": TEST.replace("sheep", "geese and hens"), "gold": "3"}) + "\n")
+    asked = [json.loads(path.read_text())["question"] for path in (questions, other)]
+    traces = given(tmp_path, a="".join(answered(q, 3) for q in (*asked, CLEAN.format(1))))
+    out = tmp_path / "out"
+    common = [RECIPE, "data.train=", traces, f"run.out={out}", "filter.form=think"]
+    assert door.main([*common, f"data.tests={[str(questions), str(other)]}"]) == 0
+    assert [t.question for t in read(out / "kept.jsonl")] == [CLEAN.format(1)]
+    told = json.loads((out / "statistics.json").read_text())["tests_before"]
+    assert [(c["task"], c["whole"]) for c in told if c["n"] == 8] == [(str(questions), 1), (str(other), 1)]
+
+
+def test_questions_that_share_an_id_are_told_apart(tmp_path: Path, questions: Path) -> None:
+    """By number, in order; one question of several files stays one."""
+    first = answered(CLEAN.format(4), 7, problem_id="0", id="0") + answered(CLEAN.format(5), 8, problem_id="1", id="1")
+    second = answered(CLEAN.format(6), 9, problem_id="0", id="0") + answered(TEST, 3, problem_id="1", id="1")
+    third = answered(CLEAN.format(7), 10, problem_id="0", id="0") + answered(
+        CLEAN.format(4), 7, "four, and then three", problem_id="0"
+    )
+    odd = answered(CLEAN.format(8), 11, problem_id="2/0", id="2/0")
+    out = tmp_path / "out"
+    arguments = [
+        RECIPE, "data.train=", given(tmp_path, a=first, b=second, c=third, d=odd), f"run.out={out}", f"data.tests={questions}",
+        "filter.form=think", "filter.per_question=1",
+    ]  # fmt: skip
+    assert door.main(arguments) == 0
+    kept = [(t.id, t.problem, t.question) for t in read(out / "kept.jsonl")]
+    ids = ("0", "1", "2/0", "3/0", "2/2/0")
+    assert kept == [(own, own, CLEAN.format(n)) for own, n in zip(ids, (4, 5, 6, 7, 8), strict=True)]
+    gone = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
+    assert [(g["problem"], g["dropped"]) for g in gone] == [("0", "per question"), ("2/1", "test question")]
+
+
+def test_nothing_but_test_questions_is_said(tmp_path: Path, questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = [RECIPE, "data.train=", given(tmp_path, a=answered(TEST, 3)), f"data.tests={questions}", "filter.form=think"]
+    assert door.main([*arguments, f"run.out={out}"]) == 2
+    told = capsys.readouterr().err
+    assert told == "error: no trace is left of 1: dropped {'test question': 1}; see the [filter] table and data.tests\n"
+    assert not (out / "kept.jsonl").exists()
 
 
 def test_given_traces_are_filtered_decontaminated_and_shown(

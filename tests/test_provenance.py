@@ -60,6 +60,30 @@ def test_a_model_is_its_weights(tmp_path: Path) -> None:
     assert provenance.model_hash(str(tmp_path)) == hashlib.sha256(b"abc").hexdigest()
 
 
+def test_weights_have_a_mark(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(bytes(1000))
+    before = provenance.weights_mark(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert provenance.weights_mark(str(tmp_path)) == before
+    for at in (0, 1, 499, 998, 999):  # of a small file every byte counts
+        model.write_bytes(bytes(at) + b"x" + bytes(999 - at))
+        assert provenance.weights_mark(str(tmp_path)) != before
+    model.write_bytes(bytes(1001))
+    assert provenance.weights_mark(str(tmp_path)) != before
+    with model.open("r+b") as file:  # a large one is sampled, in its last part too
+        file.truncate(200 * provenance.MARK)
+    large = provenance.weights_mark(str(tmp_path))
+    with model.open("r+b") as file:
+        file.seek(63 * 200 * provenance.MARK // 64)
+        file.write(b"x")
+    assert provenance.weights_mark(str(tmp_path)) != large
+    model.rename(tmp_path / "pytorch_model.bin")
+    assert provenance.weights_mark(str(tmp_path)) not in (large, tmp_path.name)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert provenance.weights_mark(str(tmp_path)) == tmp_path.name
+
+
 def test_a_grader_is_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     (tmp_path / "rewards").mkdir()
