@@ -169,6 +169,8 @@ def check_sft(c: Sft) -> None:
         raise ValueError(
             f"data.context = {c.data.context} does not fit into learn.row_tokens = {learn.row_tokens}: a row holds whole traces"
         )
+    if not 0 <= c.model.lora.dropout < 1:
+        raise ValueError(f"model.lora.dropout = {c.model.lora.dropout}: from 0 to below 1")
     if c.model.qlora and not c.model.lora.rank:
         raise ValueError("model.qlora holds frozen weights in 4 bits: say what is trained instead, e.g. model.lora.rank=16")
 

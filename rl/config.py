@@ -30,7 +30,7 @@ class Lora:
 
     rank: int = 0  # 0: every weight is trained
     alpha: float = 32.0  # the adapter's output is scaled by alpha / rank
-    dropout: float = 0.0  # makes the learner's log-probs differ from the sampler's
+    dropout: float = 0.0  # for supervised stages; in a run the sampler has none
     targets: str | tuple[str, ...] = "all-linear"  # names of linear layers, or all of them but the head
 
 
@@ -273,8 +273,12 @@ def _check_model(config: Config) -> None:
     m, lora = config.model, config.model.lora
     if not 0 < m.checkpoint_share <= 1:
         raise ValueError(f"model.checkpoint_share = {m.checkpoint_share}: a share of the layers, above 0 and at most 1")
-    if lora.rank < 0 or lora.alpha <= 0 or not 0 <= lora.dropout < 1:
-        raise ValueError(f"model.lora = {lora}: rank must be at least 0, alpha above 0, dropout from 0 to below 1")
+    if lora.rank < 0 or lora.alpha <= 0:
+        raise ValueError(f"model.lora = {lora}: rank must be at least 0, alpha above 0")
+    if lora.dropout:
+        raise ValueError(
+            f"model.lora.dropout = {lora.dropout}: the sampler drops nothing, so the learner's log-probs would not be its own: leave it out"
+        )
     if m.qlora and not lora.rank:
         raise ValueError("model.qlora holds frozen weights in 4 bits: say what is trained instead, e.g. model.lora.rank=16")
     if lora.rank and config.algorithm.reference_every:

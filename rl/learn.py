@@ -39,12 +39,18 @@ Advantages = Sequence[Sequence[float | None]]
 def accelerator(config: Config, folder: Path) -> Accelerator:
     """bf16 compute on a GPU, fp32 on a CPU; trackers, once `init_trackers` starts them, write below `folder`."""
     cuda = torch.cuda.is_available()
-    return Accelerator(
+    acc = Accelerator(
         mixed_precision="bf16" if cuda else "no",
         cpu=not cuda,
         log_with=list(config.run.trackers) or None,
         project_dir=str(folder),
     )
+    if acc.gradient_accumulation_steps != 1:  # it divides each row's gradient
+        raise ValueError(
+            f"accelerate's gradient_accumulation_steps = {acc.gradient_accumulation_steps}: an update is cut into rows by learn.row_tokens "
+            "here; leave it out of the launch and of accelerate's file"
+        )
+    return acc
 
 
 class Learner:
@@ -86,7 +92,9 @@ class Learner:
             else:
                 fixed.to(acc.device)
         self.updates, self.rate = 0, 1.0  # `rate`: a factor of learn.lr, for a run that has gone back (guard.rollbacks)
-        self.balance = Balance(self.policy.routing, config.learn.balance_rate, acc) if self.policy.routing else None
+        # Adapters alone are trained and saved: biases that moved would be neither in final/ nor out of the reference.
+        rate = 0.0 if config.model.lora.rank else config.learn.balance_rate
+        self.balance = Balance(self.policy.routing, rate, acc) if self.policy.routing else None
 
     def begin(self) -> None:
         """From here on rank 0 runs the program; the others must `ranks.follow()`."""
@@ -197,6 +205,7 @@ class Learner:
         norm = self.acc.clip_grad_norm_(self.prepared.parameters(), self.config.learn.max_grad_norm)
         norm = float(ranks.gather(norm).item())
         if norm != norm or norm == float("inf"):
+            self._forget()
             raise FloatingPointError(
                 f"the gradient of update {self.updates + 1} is {norm}: the weights are untouched. Look at the largest log-prob mismatch "
                 "and rewards of this step; a lower learn.lr or algorithm.clip_high is the usual remedy"
@@ -211,6 +220,12 @@ class Learner:
         sums["updates"] += 1
         sums["grad_norm"] += norm
         sums["lr"] = lr
+
+    def _forget(self) -> None:
+        """What an update that is not made has left: a run that goes back to a checkpoint begins the next one without it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.balance:
+            self.balance = Balance(self.balance.routing, self.balance.rate, self.acc)
 
     def _means(self, found: Mapping[str, float | Tensor]) -> dict[str, float]:
         sums = {name: float(value) for name, value in found.items()}

@@ -136,6 +136,7 @@ def test_what_cannot_be_read_is_named(recipe: Path, override: str, told: str) ->
         (["reward_workers.wall_s=0"], "reward_workers.wall_s = 0.0: must be above 0"),
         (["reward_workers.memory_mb=-1"], "reward_workers.memory_mb = -1: must be at least 0"),
         (["guard.patience=0"], "guard.patience = 0: must be at least 1"),
+        (["model.lora.rank=4", "model.lora.dropout=0.1"], "model.lora.dropout = 0.1: the sampler drops nothing"),
     ],
 )
 def test_what_cannot_fit_is_refused(recipe: Path, overrides: list[str], told: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rl.batch import count, pack
+from rl.learn import accelerator
 from rl.loss import policy_loss
 from rl.schedule import learning_rate
 from tests import tiny
@@ -145,6 +146,14 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_before_the_weights_change
     assert all(torch.equal(w, before[n]) for n, w in learner.policy.named_parameters())
     assert repr(learner.optimizer.state_dict()) == moments
     assert learner.updates == 1
+    assert all(p.grad is None for p in learner.policy.parameters())  # or a run that went back would add to it
+    assert learner.step(tiny.groups(SHAPES), ADVANTAGES, MAX_TOKENS)["grad_norm"] > 0
+
+
+def test_gradients_that_accelerate_would_divide_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match="gradient_accumulation_steps = 4: an update is cut into rows"):
+        accelerator(tiny.config(), tmp_path)
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])

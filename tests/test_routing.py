@@ -206,12 +206,16 @@ def test_an_adapter_on_a_mixture_trains_its_attention(sampler: TransformersSampl
         "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
     }  # fmt: skip
     learner = Learner(settings, Policy(model), None, accelerator(settings, tmp_path))
+    before = {name: bias.clone() for name, bias in biases(model).items()}
     sync(learner.policy, sampler, 0, PROMPTS, 1e-4, CPU)
     for update in (1, 2):
         made = rollout(sampler, PROMPTS, Sampling(n=4, max_tokens=10, seed=update, experts=True))
         numbers = learner.step(made, [[1.0, -1.0, 0.5, -0.5]] * 2, 10)
         sync(learner.policy, sampler, update, PROMPTS, 1e-4, CPU)
     assert numbers["kl"] > 0
+    # They are the base's: moved, they would be missing in final/, and be in the reference.
+    assert before
+    assert all(torch.equal(bias, before[name]) for name, bias in biases(model).items())
     with pytest.raises(ValueError, match="mixture of experts"):
         adapters.attach(load_model(tiny.path(FAMILY), dtype=torch.float32), Lora(rank=4, targets=("up_proj",)), "")
 
