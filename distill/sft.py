@@ -38,7 +38,7 @@ from rl import adapters
 from rl.attention import layout
 from rl.checkpoint import whole
 from rl.optim import SmallAdamW
-from rl.policy import load_model, resolve
+from rl.policy import load_model, resolve, save_model
 from rl.ranks import rank
 from rl.records import Span
 from rl.report import read_jsonl
@@ -269,7 +269,10 @@ def save_final(made: PackedTrainer, tokenizer: Any, folder: Path) -> None:
     )  # adapters: as they were trained
     with whole(folder) as temporary:
         cast = {n: w.to("cpu", dtype) if w.is_floating_point() else w.cpu() for n, w in state.items()}
-        model.save_pretrained(temporary, state_dict=cast)
+        if made.sft.model.lora.rank:
+            model.save_pretrained(temporary, state_dict=cast)
+        else:
+            save_model(model, cast, dtype, temporary)
         tokenizer.save_pretrained(temporary)
 
 

@@ -44,7 +44,7 @@ from rl import config as configs
 from rl.config import Config, max_tokens_at
 from rl.guard import Stopped, Watch
 from rl.learn import Learner, state_of
-from rl.policy import load_tokenizer
+from rl.policy import load_tokenizer, save_model
 from rl.ranks import rank
 from rl.records import Group
 from rl.report import STOPPED, Journal
@@ -326,7 +326,7 @@ def save_final(learner: Learner, tokenizer: Any, folder: Path) -> None:
         if adapters.attached(model):
             adapters.save(model, temporary, learner.fetch)
         else:
-            model.save_pretrained(temporary, state_dict={n: w.cpu() for n, w in learner.fetch(list(state_of(model)), dtype)})
+            save_model(model, {n: w.cpu() for n, w in learner.fetch(list(state_of(model)), dtype)}, dtype, temporary)
         tokenizer.save_pretrained(temporary)
 
 

@@ -6,7 +6,7 @@ Log-probs are those of the distribution that was sampled (logprobs.py); layers r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model.path = {path!r}: the tokenizer has no end-of-sequence token, so no completion could end")
     return tokenizer
+
+
+def save_model(model: Any, state: Mapping[str, Tensor], dtype: torch.dtype, folder: Path) -> None:
+    """As transformers saves it, with the weights `state` of `dtype`; the config says so too, or they would load as the model's own."""
+    own = model.config.dtype
+    model.save_pretrained(folder, state_dict=dict(state))
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    model.config.dtype = own
 
 
 def load_model(

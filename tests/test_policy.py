@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rl import logprobs
 from rl.attention import PACKED, layout
 from rl.batch import Counts, pack
-from rl.policy import Policy, check_head, load_model, load_tokenizer, resolve, stop_ids
+from rl.policy import Policy, check_head, load_model, load_tokenizer, resolve, save_model, stop_ids
 from tests import tiny
 
 
@@ -185,3 +186,12 @@ def test_every_id_that_ends_a_completion():
     assert stop_ids(model, tiny.tokenizer()) == (0, 7)
     model.generation_config.eos_token_id = None
     assert stop_ids(model, tiny.tokenizer()) == (0,)
+
+
+def test_a_saved_models_config_says_what_its_weights_are(tmp_path):
+    model = load_model(tiny.path("qwen3"), dtype=torch.float32)
+    state = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
+    save_model(model, state, torch.bfloat16, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
+    assert model.config.dtype == model.dtype == torch.float32
