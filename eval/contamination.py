@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -277,8 +276,8 @@ def questions_of(names: Iterable[str], folder: str, sources: Mapping[str, Source
 
 def asked(rows: Mapping[str, Sequence[Row]]) -> dict[str, list[tuple[str, str]]]:
     """(id, question) of each test set's rows: by its short name, or its whole one where two are short alike."""
-    alike = Counter(map(short, rows))
-    return {n if alike[short(n)] > 1 else short(n): [(r["id"], r["question"]) for r in own] for n, own in rows.items()}
+    names = [short(n) for n in rows]
+    return {n if names.count(short(n)) > 1 else short(n): [(r["id"], r["question"]) for r in own] for n, own in rows.items()}
 
 
 def training_texts(name: str, sources: Mapping[str, Source] | None = None) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +69,7 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
     if r.placement == "ray":
         start_ray()
     cards = devices(config, device)
+    seen = groups(config, cards)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     alone = bool(r.engine.get("enable_lora"))
     size = window_size([p.numel() for n, p in model.named_parameters() if ".lora_" in n or not alone], dtype)
@@ -83,7 +85,7 @@ def make_pool(config: Config, device: torch.device, context: int, model: Any) ->
         if r.placement == "ray":
             place = RayPlace(environment(config, None), gpus=gpus(config, device))
         else:
-            place = ProcessPlace(environment(config, cards[slot % len(cards)] if cards else None))
+            place = ProcessPlace(environment(config, seen[slot % len(seen)] if seen else None))
         parent = os.getpid() if r.placement == "processes" else None
         routed = config.model.routing_replay and mixture(model.config)
         return Remote(name, place, spec(config, device, context, parent, slot) | {"experts": routed}, r.timeout_s, START_S)
@@ -111,31 +113,69 @@ def spec(config: Config, device: torch.device, context: int, parent: int | None,
     }
 
 
-def environment(config: Config, card: str | None) -> dict[str, str]:
-    """Of a worker's process, over what it inherits: its GPU, where it goes before the learner, and its share of the cores."""
+def environment(config: Config, cards: str | None) -> dict[str, str]:
+    """Of a worker's process, over what it inherits: its GPUs, where it goes before the learner, and its share of the cores."""
     cores = max(1, (os.cpu_count() or 1) // config.rollout.workers)
     mine = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)), "TOKENIZERS_PARALLELISM": "false"}
-    if card is not None:
-        mine |= {"CUDA_VISIBLE_DEVICES": card, PRIORITY: NORMAL}
+    if cards is not None:
+        mine |= {"CUDA_VISIBLE_DEVICES": cards, PRIORITY: NORMAL}
     return mine
 
 
 def devices(config: Config, device: torch.device) -> list[str]:
-    """The GPU of each worker in turn, as CUDA_VISIBLE_DEVICES names it; none on a CPU machine. Raises ValueError."""
-    r = config.rollout
+    """The GPUs of the workers, as CUDA_VISIBLE_DEVICES names them; see `groups`. None on a CPU machine. Raises ValueError."""
+    r, own = config.rollout, card_of(device)
     if device.type != "cuda" or r.placement == "ray":
         return []
-    there = visible()
+    there, each = visible(), width(config)
     if wrong := [d for d in r.devices if not 0 <= d < len(there)]:
         raise ValueError(f"rollout.devices = {list(r.devices)}: GPU {wrong[0]} is not there; this process sees {len(there)}")
-    learners = {there[i] for i in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) % (len(there) + 1))} or {card_of(device)}
-    chosen = [there[d] for d in r.devices] or [c for c in there if c not in learners] or [card_of(device)]
-    if len({c in learners for c in chosen}) > 1:
+    free = [c for c in there if c not in learners(device)]
+    if r.devices:
+        chosen = [there[d] for d in r.devices]
+    elif free:
+        chosen = free[: len(free) // each * each]
+    else:  # shared: all workers on the leading learner's, and on those behind it
+        chosen = there[there.index(own) :][:each]
+    if len(chosen) < each and not r.devices:
+        raise ValueError(
+            f"rollout.engine.tensor_parallel_size = {each}: too few GPUs for one worker: "
+            + (f"{len(free)} of {len(there)} are not the learner's" if free else f"this process sees {len(there)}")
+            + "; name the workers' GPUs in rollout.devices, or split the engine less"
+        )
+    parts = [group.split(",") for group in groups(config, chosen)]
+    if len({own in part for part in parts}) > 1:
         raise ValueError(
             f"rollout.devices = {list(r.devices)}: some workers would share the learner's GPU and others not; weights travel one way only: "
             "give all workers GPUs of their own, or none"
         )
+    if any(own in part[1:] for part in parts):  # rl/transfer.py: weights are opened in place on a worker's first
+        raise ValueError(
+            f"rollout.devices = {list(r.devices)}: the learner's GPU must be a worker's first: name it before the others"
+        )
     return chosen
+
+
+def groups(config: Config, cards: Sequence[str]) -> list[str]:
+    """The GPUs of each worker in turn, `tensor_parallel_size` consecutive ones each, as its CUDA_VISIBLE_DEVICES. Raises ValueError."""
+    each = width(config)
+    if len(cards) % each:
+        raise ValueError(
+            f"rollout.devices = {list(config.rollout.devices)}: {len(cards)} GPUs do not divide by "
+            f"rollout.engine.tensor_parallel_size = {each}, which every worker needs"
+        )
+    return [",".join(cards[i : i + each]) for i in range(0, len(cards), each)]
+
+
+def learners(device: torch.device) -> set[str]:
+    """The GPUs of this host's learner ranks."""
+    there = visible()
+    return {there[i] for i in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)) % (len(there) + 1))} or {card_of(device)}
+
+
+def width(config: Config) -> int:
+    """GPUs of one worker's engine."""
+    return int(config.rollout.engine.get("tensor_parallel_size", 1))
 
 
 def visible() -> list[str]:
@@ -149,4 +189,4 @@ def card_of(device: torch.device) -> str:
 
 
 def gpus(config: Config, device: torch.device) -> int:
-    return int(config.rollout.engine.get("tensor_parallel_size", 1)) if device.type == "cuda" else 0
+    return width(config) if device.type == "cuda" else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from recipes import engines
 from recipes.plan_memory import GIB, Setup, Use, engine, row, use
 from recipes.plan_remedy import Remedy, alone, first_that_fits
 from recipes.plan_time import Card, Times, cards, times
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
     try:
         config = configs.load(args.recipe, args.overrides)
+        check(args, config)
         if args.ranks > 1 and config.rollout.placement == "colocated" and config.rollout.sampler == "vllm":
             raise ValueError(f"--ranks {args.ranks} wants engines in processes of their own: add rollout.placement=processes")
         card = cards()[args.card]
@@ -58,14 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             card = dataclasses.replace(card, price=args.price)
         setup = Setup(
             config, shape(args.shape) if args.shape else shape_of(config), card.memory_gib * GIB, ranks=args.ranks,
-            sharded=args.ranks > 1, shared=not (args.separate or config.rollout.placement == "ray" or bool(config.rollout.devices)),
-            prompt=min(args.prompt_tokens, config.prompt.max_tokens), completion=args.mean_tokens or -(-config.rollout.max_tokens // 2),
-            beside=beside(config, True, args.ranks),
+            sharded=args.ranks > 1, shared=not args.separate and on_learners(config, args.ranks), places=places(config),
+            prompt=min(args.prompt_tokens, config.prompt.max_tokens),
+            completion=args.mean_tokens or -(-config.rollout.max_tokens // 2), beside=beside(config, True, args.ranks),
         )  # fmt: skip
         return tell(setup, card, args.json)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def check(args: argparse.Namespace, config: Config) -> None:
+    """Raises ValueError for a number of the command line that nothing can be planned with."""
+    budgets = [config.rollout.max_tokens, *(tokens for _, tokens in config.rollout.length_jumps)]
+    for name, value in [("ranks", args.ranks), ("prompt-tokens", args.prompt_tokens), ("mean-tokens", args.mean_tokens)]:
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: must be at least 1")
+    if args.mean_tokens and args.mean_tokens > max(budgets):
+        raise ValueError(f"--mean-tokens {args.mean_tokens}: a completion ends at rollout.max_tokens = {max(budgets)}")
+    if args.price is not None and not 0 <= args.price < math.inf:
+        raise ValueError(f"--price {args.price}: must be a number of dollars, at least 0")
+
+
+def places(config: Config) -> int:
+    """Cards, or groups of `tensor_parallel_size`, that rollout.devices gives the workers; 0: it does not say. Raises ValueError."""
+    r = config.rollout
+    return len(engines.groups(config, [str(d) for d in r.devices])) if r.placement == "processes" else 0
+
+
+def on_learners(config: Config, ranks: int) -> bool:
+    """Whether an engine is on a card of the learner's, which are the first `ranks` ones of the host."""
+    r = config.rollout
+    return r.placement == "colocated" or (r.placement == "processes" and (not r.devices or min(r.devices) < ranks))
 
 
 def tell(setup: Setup, card: Card, as_json: bool) -> int:
@@ -157,10 +184,15 @@ def refuse(config: Config, prompt_tokens: float, sampling: bool = True) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     r = config.rollout
-    shared = r.placement == "colocated" or (r.placement == "processes" and (not cuda or torch.cuda.device_count() <= ranks))
+    first = torch.device("cuda", 0) if cuda else torch.device("cpu")  # the leading rank's, which samples
+    cards = engines.devices(config, first) if r.placement == "processes" and sampling else []
+    shared = r.placement == "colocated" or (
+        r.placement == "processes" and (not cuda or bool({*cards} & engines.learners(first)))
+    )
     setup = Setup(
-        config, shape_of(config), memory, cuda=cuda, ranks=ranks, sharded=sharded, shared=shared, prompt=int(prompt_tokens),
-        completion=-(-r.max_tokens // 2), beside=beside(config, cuda, ranks if sharded else 1),
+        config, shape_of(config), memory, cuda=cuda, ranks=ranks, here=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)), sharded=sharded,
+        shared=shared, places=len(engines.groups(config, cards)), prompt=int(prompt_tokens), completion=-(-r.max_tokens // 2),
+        beside=beside(config, cuda, ranks if sharded else 1),
     )  # fmt: skip
     try:
         uses = use(setup, sampling)
@@ -234,8 +266,8 @@ def time_lines(setup: Setup, card: Card, taken: Times) -> list[str]:
 
 def dollars(setup: Setup, card: Card, taken: Times) -> float:
     r = setup.config.rollout
-    engines = 0 if setup.shared else r.workers * int(r.engine.get("tensor_parallel_size", 1))
-    return taken.hours * card.price * (setup.ranks + engines)
+    cards = 0 if setup.shared else min(r.workers, setup.places or r.workers) * engines.width(setup.config)
+    return taken.hours * card.price * (setup.ranks + cards)
 
 
 def advice(setup: Setup, uses: Sequence[Use], single: Sequence[Remedy], remedy: Remedy | None) -> list[str]:

@@ -8,7 +8,7 @@ Axes: L positions of a row, T completion tokens, V vocabulary, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.plan_trace import Cost, Kind, Work, cost
@@ -36,9 +36,11 @@ class Setup:
     shape: Any
     memory: float  # bytes of one card, or of the host where `cuda` is False
     cuda: bool = True
-    ranks: int = 1  # cards of the learner
+    ranks: int = 1  # processes of the learner, on a card each
+    here: int = 1  # of them on this host: on a CPU they share its memory
     sharded: bool = False  # FSDP2 over them
     shared: bool = True  # learner and engine on the same card
+    places: int = 0  # cards (or groups of them) that the workers take in turn; 0: one for each, or the learner's where shared
     prompt: int = 256  # tokens, mean
     completion: int = 512  # tokens, mean
     repeat: bool = False  # see plan_trace.Kind
@@ -49,6 +51,14 @@ class Setup:
     def compiled(self) -> bool:
         wanted = self.config.learn.compile
         return wanted == "always" or (wanted == "cuda" and self.cuda)
+
+    @property
+    def engines(self) -> int:
+        """Rollout workers on one card, or on the host where `cuda` is False."""
+        workers = self.config.rollout.workers
+        if self.shared and not (self.cuda and self.places):
+            return workers
+        return -(-workers // self.places) if self.places else 1
 
     @property
     def longest(self) -> int:
@@ -251,13 +261,28 @@ def use(setup: Setup, sampling: bool = True) -> tuple[Use, ...]:
     inside = {k: v for k, v in learns.items() if not k.startswith("context")}
     torch_peak = sum(inside.values())
     if not setup.cuda:
-        learns, stays = ({"the process": CPU_PROCESS} | part for part in (learns, stays))
-    c = setup.config.rollout
+        learns, stays = (_times({"the process": CPU_PROCESS} | part, setup.here) for part in (learns, stays))
+    c, awake = setup.config.rollout, dict(other.awake)
+    if sampling and (c.placement != "colocated" or not setup.shared):
+        awake |= {"engine: process": CPU_PROCESS} if not setup.cuda else {"engine: context": CONTEXT}
+    awake = _times(awake, setup.engines)
     if not setup.shared:
-        alone = Use(learns, stays, torch_peak)
-        return alone, Use({}, other.awake | {"context": CONTEXT}, 0.0, other.room, other.needs)
-    sleeps = c.sleep and setup.cuda
-    if c.placement != "colocated" and setup.cuda:
-        other = replace(other, awake=other.awake | {"engine: context": CONTEXT})
-    while_learning = {"engine asleep": other.asleep} if sleeps else other.awake
-    return (Use(learns | while_learning, stays | other.awake, torch_peak, other.room, other.needs),)
+        return Use(learns, stays, torch_peak, needs=unsharded(setup)), Use({}, awake, 0.0, other.room, other.needs)
+    while_learning = {"engine asleep": other.asleep} if c.sleep and setup.cuda else awake  # only a colocated one sleeps
+    return (Use(learns | while_learning, stays | awake, torch_peak, other.room, unsharded(setup) + other.needs),)
+
+
+def _times(parts: Mapping[str, float], processes: int) -> dict[str, float]:
+    """The same parts of so many processes."""
+    return {name + (f", {processes} times" if processes > 1 else ""): processes * size for name, size in parts.items()}
+
+
+def unsharded(setup: Setup) -> tuple[str, ...]:
+    """What a learner whose state is sharded over its ranks refuses (rl/learn.py, rl/ranks.py)."""
+    c = setup.config
+    refused = (("learn.offload", c.learn.offload), ("model.qlora", c.model.qlora))
+    return tuple(
+        f"{name} cannot be on a learner that is sharded over ranks: leave it out, or run on one card"
+        for name, wanted in refused
+        if setup.sharded and wanted
+    )

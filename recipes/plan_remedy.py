@@ -42,14 +42,27 @@ def checkpointing(setup: Setup) -> tuple[Setup, str] | None:
     model = setup.config.model
     if model.gradient_checkpointing and model.checkpoint_share == 1:
         return None
-    return _set(setup, "model", "model.gradient_checkpointing=true", gradient_checkpointing=True, checkpoint_share=1.0)
+    text = "model.gradient_checkpointing=true" + " model.checkpoint_share=1.0" * (model.checkpoint_share != 1)
+    return _set(setup, "model", text, gradient_checkpointing=True, checkpoint_share=1.0)
 
 
 def sleep(setup: Setup) -> tuple[Setup, str] | None:
     r = setup.config.rollout
     if r.sleep or not (setup.cuda and setup.shared and r.placement == "colocated" and r.sampler == "vllm"):
         return None
+    if int(r.engine.get("tensor_parallel_size", 1)) > 1:  # rl/sampler_vllm.py refuses it
+        return None
     return _set(setup, "rollout", "rollout.sleep=true", sleep=True)
+
+
+def fewer_workers(setup: Setup) -> tuple[Setup, str] | None:
+    """One engine where several share a card, or a host without one."""
+    r = setup.config.rollout
+    workers = max(1, setup.places) if setup.cuda else 1
+    if setup.engines == 1 or r.workers <= workers:
+        return None
+    text = f"rollout.workers={workers}" + f" rollout.min_workers={workers}" * (r.min_workers > workers)
+    return _set(setup, "rollout", text, workers=workers, min_workers=min(r.min_workers, workers))
 
 
 def smaller_engine(setup: Setup) -> tuple[Setup, str] | None:
@@ -85,7 +98,7 @@ def eight_bit(setup: Setup) -> tuple[Setup, str] | None:
 
 
 def offload(setup: Setup) -> tuple[Setup, str] | None:
-    if setup.config.learn.offload or not setup.cuda:
+    if setup.config.learn.offload or setup.sharded or not setup.cuda:
         return None
     return _set(setup, "learn", "learn.offload=true", offload=True)
 
@@ -99,7 +112,7 @@ def adapters(setup: Setup) -> tuple[Setup, str] | None:
 
 def four_bits(setup: Setup) -> tuple[Setup, str] | None:
     model = setup.config.model
-    if model.qlora or not setup.cuda:
+    if model.qlora or setup.sharded or not setup.cuda:
         return None
     lora = replace(model.lora, rank=model.lora.rank or RANK)
     text = "model.qlora=true" if model.lora.rank else f"model.qlora=true model.lora.rank={RANK}"
@@ -108,29 +121,40 @@ def four_bits(setup: Setup) -> tuple[Setup, str] | None:
 
 def more_cards(setup: Setup) -> tuple[Setup, str] | None:
     """Twice the cards, the learner's state sharded over them; the engine is then in a process of its own, on one of them."""
-    if not setup.cuda or setup.ranks >= 8:
+    c = setup.config
+    if not setup.cuda or setup.ranks >= 8 or c.model.qlora or c.learn.offload:
         return None
-    text = f"--ranks {2 * setup.ranks}"
-    if setup.config.rollout.placement == "colocated" and setup.config.rollout.sampler == "vllm":
-        setup, text = _set(setup, "rollout", f"{text} rollout.placement=processes", placement="processes", sleep=False)
+    text = f"--ranks={2 * setup.ranks}"
+    if c.rollout.placement == "colocated" and c.rollout.sampler == "vllm":
+        text += " rollout.placement=processes" + " rollout.sleep=false" * c.rollout.sleep
+        setup, text = _set(setup, "rollout", text, placement="processes", sleep=False)
     return replace(setup, ranks=2 * setup.ranks, sharded=True), text
 
 
 ORDER: tuple[Change, ...] = (
-    wider_engine, checkpointing, shorter_rows, sleep, smaller_engine, eight_bit, offload, adapters, four_bits, more_cards,
+    wider_engine, checkpointing, shorter_rows, sleep, fewer_workers, smaller_engine, eight_bit, offload, adapters, four_bits,
+    more_cards,
 )  # fmt: skip
+ALONE = (offload, four_bits)  # changes that a sharded learner refuses
 TIMES: dict[Change, int] = {shorter_rows: 4, more_cards: 3}  # a change that halves or doubles
 
 
 def alone(setup: Setup) -> list[Remedy]:
     """Each change by itself, where it changes anything."""
-    return [_remedy(made, (text,)) for change in ORDER if (one := change(setup)) for made, text in [one]]
+    return [_remedy(made, tuple(text.split())) for change in ORDER if (one := change(setup)) for made, text in [one]]
 
 
 def first_that_fits(setup: Setup) -> Remedy | None:
-    """Changes are added in ORDER until it fits (rows are halved as far as they go); then those are taken back that it fits without."""
+    """Changes are added in ORDER until it fits (rows are halved as far as they go); then those are taken back that it fits without.
+
+    What does not fit on one card so is tried on more of them, without the changes that a sharded learner refuses.
+    """
+    return _first(setup, ORDER) or _first(setup, [c for c in ORDER if c not in ALONE])
+
+
+def _first(setup: Setup, order: Sequence[Change]) -> Remedy | None:
     chosen: list[Change] = []
-    for change in itertools.chain.from_iterable([c] * TIMES.get(c, 1) for c in ORDER):
+    for change in itertools.chain.from_iterable([c] * TIMES.get(c, 1) for c in order):
         chosen.append(change)
         if (found := _apply(setup, chosen)) and found.fits:
             break
@@ -144,15 +168,15 @@ def first_that_fits(setup: Setup) -> Remedy | None:
 
 
 def _apply(setup: Setup, changes: Sequence[Change]) -> Remedy | None:
-    texts: dict[str, str] = {}
+    texts: dict[str, str] = {}  # by setting: a later value replaces the earlier
+    slept = setup.config.rollout.sleep
     for change in changes:
         for again in (change, wider_engine, smaller_engine) if change is more_cards else (change,):
-            if not (one := again(setup)):
-                continue
-            setup, text = one
-            if change is more_cards:
-                texts.pop("rollout.sleep", None)
-            texts[text.partition("=")[0].partition(" ")[0]] = text  # a later value of the same key replaces the earlier
+            if one := again(setup):
+                setup, text = one
+                texts |= {setting.partition("=")[0]: setting for setting in text.split()}
+    if setup.config.rollout.sleep == slept:  # set by one change, taken back by another
+        texts.pop("rollout.sleep", None)
     return _remedy(setup, tuple(texts.values()))
 
 

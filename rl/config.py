@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,6 +245,12 @@ def check(config: Config) -> None:
     ]:  # fmt: skip
         if not value > 0:
             raise ValueError(f"{name} = {value}: must be above 0, or nothing is explored, scored or learned")
+    for name, value in [
+        ("model.lora.alpha", config.model.lora.alpha), ("rollout.temperature", r.temperature),
+        ("evaluate.temperature", e.temperature), *((f"guard.{f.name}", getattr(g, f.name)) for f in dataclasses.fields(g)),
+    ]:  # fmt: skip
+        if not math.isfinite(value):  # nothing is above or below nan: a guard would never stop
+            raise ValueError(f"{name} = {value}: must be a finite number")
     _check_rollout(r)
     _check_model(config)
     if g.rollbacks and r.max_staleness:
@@ -279,6 +286,11 @@ def _check_model(config: Config) -> None:
         raise ValueError(
             f"model.lora.dropout = {lora.dropout}: the sampler drops nothing, so the learner's log-probs would not be its own: leave it out"
         )
+    if m.checkpoint_share < 1 and not m.gradient_checkpointing:
+        raise ValueError(
+            f"model.checkpoint_share = {m.checkpoint_share} without model.gradient_checkpointing: no layer is checkpointed; "
+            "set gradient_checkpointing or drop it"
+        )
     if m.qlora and not lora.rank:
         raise ValueError("model.qlora holds frozen weights in 4 bits: say what is trained instead, e.g. model.lora.rank=16")
     if lora.rank and config.algorithm.reference_every:
@@ -312,6 +324,17 @@ def _check_rollout(r: Rollout) -> None:
             raise ValueError(f"rollout.{name} = {value}: must be at least {least}")
     if not 0 < r.top_p <= 1:
         raise ValueError(f"rollout.top_p = {r.top_p}: the mass that is kept must be above 0 and at most 1")
+    starts = [start for start, _ in r.length_jumps]
+    if twice := [start for start in starts if starts.count(start) > 1]:
+        raise ValueError(
+            f"rollout.length_jumps = {[list(j) for j in r.length_jumps]}: two budgets from step {twice[0]} on; keep one of them"
+        )
+    _check_engine(r)
+    if r.in_flight != "finish" and not r.max_staleness:
+        raise ValueError(
+            f"rollout.in_flight = {r.in_flight!r} with rollout.max_staleness = 0: no sample is under way when new weights come; "
+            "set max_staleness or drop it"
+        )
     if r.min_workers > r.workers:
         raise ValueError(
             f"rollout.min_workers = {r.min_workers} exceeds rollout.workers = {r.workers}: the run could never go on"
@@ -330,6 +353,21 @@ def _check_rollout(r: Rollout) -> None:
             f"rollout.oversample with rollout.max_staleness = {r.max_staleness}: what a step leaves over is older still in the next one "
             "and would be sampled anew; set rollout.max_staleness >= 2"
         )
+
+
+def _check_engine(r: Rollout) -> None:
+    """Those of vLLM's options that this project calculates with; the others are vLLM's to judge."""
+    if r.sampler != "vllm" and r.engine:
+        raise ValueError(
+            f"rollout.engine with rollout.sampler = {r.sampler!r}: these are vLLM's options and would do nothing; set rollout.engine={{}}"
+        )
+    for name in ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
+        value = r.engine.get(name, 1)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"rollout.engine.{name} = {value!r}: must be a whole number of at least 1")
+    share = r.engine.get("gpu_memory_utilization", 1)
+    if type(share) not in (int, float) or not 0 < share <= 1:
+        raise ValueError(f"rollout.engine.gpu_memory_utilization = {share!r}: a share of the card, above 0 and at most 1")
 
 
 def updates(config: Config) -> int:

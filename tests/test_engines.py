@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ def config(**rollout) -> Config:
         ("0,1,2,3", 1, {"devices": (3, 1)}, ["3", "1"]),
         ("0,1", 1, {"devices": (0,)}, ["0"]),
         ("0,1", 1, {"placement": "ray"}, []),  # Ray chooses
+        ("0,1,2,3", 1, {"engine": {"tensor_parallel_size": 2}}, ["1", "2"]),  # one worker's; the third has no partner
     ],
 )
 def test_the_card_of_each_worker(monkeypatch, visible, ranks, rollout, chosen):
@@ -50,6 +52,43 @@ def test_cards_that_cannot_be_are_refused(monkeypatch):
         ValueError, match=r"rollout.devices = \[0, 1\]: some workers would share the learner's GPU and others not"
     ):
         engines.devices(config(devices=(0, 1)), CUDA)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rollout", "seen"),
+    [
+        (4, {"workers": 1}, ["4,5,6,7"]),  # the cards of one engine, beside the learner's
+        (8, {"workers": 2}, ["0,1,2,3"] * 2),  # none is free: all on the leading learner's and those behind it
+        (2, {"workers": 2, "devices": (2, 3, 4, 5, 6, 7, 10, 11)}, ["2,3,4,5", "6,7,10,11"]),
+        (2, {"workers": 3, "devices": (4, 5, 6, 7)}, ["4,5,6,7"] * 3),
+        (1, {"workers": 1, "devices": (10, 11, 2, 3)}, ["10,11,2,3"]),  # "1" and "0" are not among them
+    ],
+)
+def test_a_worker_has_the_cards_of_its_engine(monkeypatch, ranks, rollout, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(12 if "devices" in rollout else 8))))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(engines, "ProcessPlace", lambda environment: environment["CUDA_VISIBLE_DEVICES"])
+    monkeypatch.setattr(engines, "Remote", lambda name, place, *rest: place)
+    monkeypatch.setattr(engines, "Pool", lambda start, workers, **rest: [start(slot, 0) for slot in range(workers)])
+    made = config(sampler="vllm", engine={"tensor_parallel_size": 4}, **rollout)
+    assert engines.make_pool(made, CUDA, 384, tiny.policy().model) == seen
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "told"),
+    [
+        ("0", (), "= 2: too few GPUs for one worker: this process sees 1; name"),
+        ("0,1", (), "= 2: too few GPUs for one worker: 1 of 2 are not the learner's; name"),
+        ("0,1,2,3", (1, 2, 3), "rollout.devices = [1, 2, 3]: 3 GPUs do not divide by rollout.engine.tensor_parallel_size = 2"),
+        ("0,1,2,3", (0, 1, 2, 3), "some workers would share the learner's GPU and others not"),
+        ("0,1,2,3", (1, 0), "rollout.devices = [1, 0]: the learner's GPU must be a worker's first"),
+    ],
+)
+def test_cards_that_make_no_engine_are_refused(monkeypatch, visible, devices, told):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        engines.devices(config(devices=devices, engine={"tensor_parallel_size": 2}), CUDA)
 
 
 def test_a_cpu_has_no_cards(monkeypatch):

@@ -235,6 +235,103 @@ def test_what_one_h200_holds_with_an_engine_on_it(shape: str, overrides: list[st
     assert plan.fits(made, plan_memory.use(made))
 
 
+@pytest.mark.parametrize(("workers", "devices", "fitting"), [
+    (1, (), True), (2, (), False), (4, (), False),  # 2 x 0.4 of the card leave the learner too little
+    (4, (0,), False),  # the learner's
+    (2, (1,), True), (4, (1,), False), (4, (1, 2), True), (5, (1, 2), False),  # two and three on a card of their own
+])  # fmt: skip
+def test_every_engine_on_a_card_is_counted(workers: int, devices: tuple[int, ...], fitting: bool) -> None:
+    over = ["rollout.placement=processes", f"rollout.workers={workers}", f"rollout.devices={list(devices)}"]
+    assert plan.main([str(ROOT / "recipes/zero_gsm8k.toml"), "--shape", "qwen2.5-0.5b", *over]) == (0 if fitting else 1)
+
+
+def test_what_engines_on_one_card_take() -> None:
+    one, three = (
+        plan_memory.use(setup("qwen2.5-0.5b", "rollout.placement=processes", f"rollout.workers={n}"))[0] for n in (1, 3)
+    )
+    each = sum(size for name, size in one.generate.items() if name.startswith("engine"))
+    assert each == pytest.approx(0.4 * H200 + plan_memory.GRAPHS + plan_memory.CONTEXT)
+    assert three.peak - one.peak == pytest.approx(2 * each)
+    apart = setup("qwen2.5-0.5b", "rollout.placement=processes", "rollout.workers=3", shared=False, places=2)
+    assert plan_memory.use(apart)[1].peak == pytest.approx(2 * each)
+
+
+def test_a_host_without_a_gpu_holds_every_process(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(name, raising=False)
+
+    def refused(gib: int, *overrides: str) -> str:
+        monkeypatch.setattr(plan, "host_memory", lambda: gib * GIB)
+        try:
+            plan.refuse(config(f"model.path={tiny}", *overrides, recipe="zero_nano"), 100)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    workers = ["rollout.placement=processes", "rollout.workers=8", "rollout.min_workers=2"]
+    assert not refused(4)
+    assert not refused(24, "rollout.placement=processes", "rollout.workers=2")
+    assert "rollout.workers=1 rollout.min_workers=1" in refused(8, *workers)
+    assert not refused(8, *workers[:1])
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert "does not fit" in refused(8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # on hosts of their own
+    assert not refused(8)
+
+
+@pytest.mark.parametrize("override", ["learn.offload=true", "model.qlora=true"])
+def test_what_a_sharded_learner_refuses_does_not_fit(override: str) -> None:
+    over = [override, "model.lora.rank=16", "rollout.placement=processes"]
+    apart, made = (setup("qwen2.5-0.5b", *over, ranks=2, sharded=sharded) for sharded in (False, True))
+    assert plan.fits(apart, plan_memory.use(apart))
+    uses = plan_memory.use(made)
+    assert not plan.fits(made, uses)
+    assert f"{override.partition('=')[0]} cannot be on a learner that is sharded" in plan.problem(made, uses)
+    assert not any(change(made) for change in (plan_remedy.offload, plan_remedy.four_bits))
+    assert plan_remedy.more_cards(setup("qwen2.5-0.5b", *over)) is None
+
+
+@pytest.mark.parametrize(("name", "card", "overrides"), [
+    ("deepseek-llm-67b", "H200", []),  # many cards, or adapters
+    ("internlm2-20b", "A100-40G", ["model.gradient_checkpointing=true", "model.checkpoint_share=0.5"]),
+    ("qwen2.5-7b", "L40S", ["rollout.sleep=true"]),
+    ("qwen2.5-0.5b", "H200", ["rollout.placement=processes", "rollout.workers=4", "rollout.min_workers=4"]),
+])  # fmt: skip
+def test_a_printed_remedy_can_be_pasted(name: str, card: str, overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [str(ROOT / "recipes/zero_gsm8k.toml"), "--shape", name, "--card", card, *overrides]
+    assert plan.main(command) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("first combination that fits"))
+    assert plan.main([*command, *lines[at + 1].split()]) == 0
+
+
+def test_changes_of_one_setting_are_one_and_other_settings_stay() -> None:
+    """Twice the cards twice; a model that sharding alone makes fit."""
+    made = setup("deepseek-llm-67b", "rollout.sleep=true")
+    remedy = plan_remedy._apply(made, [plan_remedy.more_cards] * 2)
+    assert remedy is not None
+    assert remedy.changes[:3] == ("--ranks=4", "rollout.placement=processes", "rollout.sleep=false")
+    whole = plan_remedy._first(setup("internlm2-20b"), [c for c in plan_remedy.ORDER if c.__name__ not in (
+        "adapters", "offload", "four_bits")])  # fmt: skip
+    assert whole is not None
+    assert "rollout.placement=processes" in whole.changes
+    assert whole.setup.ranks >= 2
+
+
+@pytest.mark.parametrize("wrong", [
+    "--ranks=0", "--ranks=-1", "--prompt-tokens=0", "--prompt-tokens=-5", "--mean-tokens=-3", "--mean-tokens=0", "--mean-tokens=5000",
+    "--price=-1", "--price=nan", "rollout.engine.tensor_parallel_size=0",
+])  # fmt: skip
+def test_numbers_that_nothing_is_planned_with_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main([str(ROOT / "recipes/zero_gsm8k.toml"), "--shape", "qwen2.5-0.5b", wrong]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert wrong.partition("=")[0] in told.err
+    assert not told.out
+
+
 def test_the_door_of_the_planner(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(ROOT / "recipes/zero_gsm8k.toml")  # a hub name, planned without the hub
     assert plan.main([recipe]) == 0
