@@ -96,9 +96,8 @@ def measure(args: argparse.Namespace, note: Any) -> None:
             self.begun = time.perf_counter()
 
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-            control.should_save = (
-                False  # a trainer saves at its end, which is not what is measured: 90 GB for every weight of 7B
-            )
+            # A trainer saves at its end, which is not what is measured: 90 GB for every weight of 7B.
+            control.should_save = False
             if cuda:
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - self.begun

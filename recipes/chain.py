@@ -301,9 +301,8 @@ def put_aside(ladder: Ladder, out: Path, again: str) -> None:
     for stage in ladder.stage:
         if sources(stage) & stale:
             stale.add(stage.name)
-    for name in sorted(
-        stale
-    ):  # first: what has a folder and no entry is gone on with, what has an entry and no folder begins again
+    # Folders first: what has a folder and no entry is gone on with, what has an entry and no folder begins again.
+    for name in sorted(stale):
         if (out / name).exists():
             n = next(n for n in range(1, 10_000) if not (out / f"{name}.before-{n}").exists())
             (out / name).rename(out / f"{name}.before-{n}")

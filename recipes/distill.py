@@ -194,9 +194,7 @@ def judging(config: Traces, traces: Sequence[Trace]) -> Iterator[filter.Judge]:
     def judge(trace: Trace) -> Score:
         if trace.kind != "code":
             return filter.right(trace)
-        return pool.submit(
-            Text(trace.answer, trace.tokens, trace.truncated), trace.row
-        ).result()  # a draft in the reasoning is none
+        return pool.submit(Text(trace.text, trace.tokens, trace.truncated), trace.row).result()
 
     try:
         yield judge
